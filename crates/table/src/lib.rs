@@ -1,0 +1,20 @@
+//! The words that every other crate speaks: tables, keys, rows, batches of keys, limits, counters.
+//!
+//! It does not store a row, read a file or send a message.
+
+mod batch;
+mod error;
+mod id;
+mod initializer;
+mod limits;
+mod spec;
+mod status;
+pub mod units;
+
+pub use batch::{KeyBatch, KeyRun};
+pub use error::{Error, Result};
+pub use id::{Key, Step, TableId};
+pub use initializer::Initializer;
+pub use limits::Limits;
+pub use spec::{Optimizer, RowLayout, TableSpec};
+pub use status::{Counters, RowStatus, StoreStatus, TableStatus, TierCounters, TierStatus};

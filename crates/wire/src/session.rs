@@ -1,0 +1,76 @@
+//! `trait Session`: all that a worker knows of a parameter server. It holds no rows and no sockets;
+//! `server` implements it over the tiers in this process, [`crate::client`] over a connection.
+
+use std::time::Duration;
+
+use table::{KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec};
+
+use crate::Result;
+
+/// One worker's conversation with a parameter server.
+///
+/// A training step goes `stage`, `pull`, `push`. Stages run ahead: one thread may stage steps k+1,
+/// k+2, … while another pulls and pushes step k. Steps are staged in ascending order and pulled in
+/// the order they were staged.
+///
+/// What is exact: a pull sees every push that this session made before it, and nothing of one made
+/// after it.
+pub trait Session: Send + Sync {
+    /// What this server allows. Known since the session opened; costs nothing.
+    fn limits(&self) -> Limits;
+
+    /// Every table of the server, in the order of their numbers.
+    fn tables(&self) -> Result<Vec<(TableId, TableSpec)>>;
+
+    /// Makes a table, or finds the one of that name. A table of that name with another
+    /// specification is an error that names the field.
+    fn create_table(&self, spec: &TableSpec) -> Result<TableId>;
+
+    /// Announces the keys of a step. The server resolves each key once (in RAM, from SSD, or made
+    /// anew), pins its row and remembers the plan. Returns when the request is on its way; what goes
+    /// wrong later is told by the step's `pull`.
+    ///
+    /// The caller guarantees that `step` is greater than every step staged before it, and that no
+    /// more than [`Limits::staged_steps_max`] steps are staged and neither pushed nor released;
+    /// beyond it the session answers [`crate::Code::SlowDown`] and the step is not staged.
+    fn stage(&self, step: Step, keys: &KeyBatch) -> Result<()>;
+
+    /// Gathers the rows of a staged step, waiting for its staging to end.
+    ///
+    /// `rows` is [Σ runs, dim of the run's table] in the order of the staged keys. It may be called
+    /// more than once before the push.
+    fn pull(&self, step: Step, rows: &mut [f32]) -> Result<Pulled>;
+
+    /// Applies one gradient to each row of a staged step with its table's optimizer, then unpins the
+    /// rows and forgets the step. `gradients` has the shape of the pull's `rows`.
+    ///
+    /// The session may return before the server has answered; an error is then told by the next
+    /// `pull`, `push` or `settle`. A push with a gradient that is not finite changes no row.
+    fn push(&self, step: Step, gradients: &[f32], learning_rate: f32) -> Result<()>;
+
+    /// Unpins the rows of a staged step without a push and forgets the step.
+    fn release(&self, step: Step) -> Result<()>;
+
+    /// Waits until every push and release so far is answered, and tells the first error among them.
+    fn settle(&self) -> Result<()>;
+
+    /// Reads rows without staging: never creates, never pins, never evicts. A key never touched
+    /// answers with the row its first touch would create and [`RowStatus::Initialised`].
+    ///
+    /// `rows` is shaped as for `pull`; `statuses` is [Σ runs].
+    fn lookup(&self, keys: &KeyBatch, rows: &mut [f32], statuses: &mut [RowStatus]) -> Result<()>;
+
+    /// Sets embeddings, with the optimizer state of new rows: how trained weights come in.
+    /// `rows` is shaped as for `pull`. The keys must not be staged.
+    fn assign(&self, keys: &KeyBatch, rows: &[f32]) -> Result<()>;
+
+    /// Rows, bytes and counters of every table and tier.
+    fn status(&self) -> Result<StoreStatus>;
+}
+
+/// What a pull tells besides the rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pulled {
+    /// How long the pull had to wait for the step's staging; zero when it had ended before.
+    pub stalled: Duration,
+}
