@@ -1,0 +1,41 @@
+//! Files and generators become batches of labels, dense values and keys; a batch becomes unique
+//! keys with the place of each value among them. It does not pull a row or train on one.
+//!
+//! The way of the data is the order of the modules: a [`Source`] is opened with [`ReadOptions`],
+//! its [`Reader`] fills one [`Batch`] after another with bounded memory, and [`unique`] turns a
+//! batch into the `KeyBatch` that a session stages.
+
+mod source;
+
+mod options;
+
+mod transform;
+
+mod lines;
+
+mod text;
+
+mod columnar;
+
+mod reader;
+
+mod batch;
+
+mod unique;
+
+mod synthetic;
+
+mod write;
+
+mod error;
+
+pub use batch::{Batch, Jagged};
+pub use error::{Error, Place, Result};
+pub use options::{BadRows, DenseColumns, ReadOptions, RowSelection, Schema};
+pub use reader::{Reader, fit_standardisation, fit_transform, open};
+pub use source::Source;
+pub use synthetic::{Bayes, Generator, RowBlock, SyntheticSpec};
+pub use text::{LINE_BYTES_MAX, token_key};
+pub use transform::{DenseTransform, Standardisation, TransformKind};
+pub use unique::{Unique, unique};
+pub use write::{write, write_criteo_tsv, write_parquet};
