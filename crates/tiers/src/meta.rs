@@ -1,0 +1,128 @@
+//! The store's own records: the format of the directory, the tables, and whether it was closed
+//! cleanly with how many rows. It holds no rows.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use table::{TableId, TableSpec};
+
+use crate::ssd::Ssd;
+use crate::{Error, Result};
+
+/// The format that this program writes.
+const FORMAT: u32 = 1;
+const FORMAT_FILE: &str = "FORMAT";
+const FORMAT_TITLE: &str = "embedding store, format";
+const TABLE_PREFIX: &[u8] = b"table/";
+const CLEAN: &[u8] = b"clean";
+
+#[derive(Serialize, Deserialize)]
+struct TableRecord {
+    version: u32,
+    id: TableId,
+    spec: TableSpec,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CleanRecord {
+    version: u32,
+    rows: Vec<(TableId, u64)>,
+}
+
+/// Makes the directory a store's, or finds that it is one; tells where the database lies.
+///
+/// An empty directory becomes a store. One that holds anything else is refused and left as it is.
+pub(crate) fn open_dir(dir: &Path) -> Result<PathBuf> {
+    let io = |verb: &str| {
+        let context = format!("{verb} {}", dir.display());
+        move |source| Error::Io { context, source }
+    };
+    fs::create_dir_all(dir).map_err(io("create"))?;
+    match fs::read_to_string(dir.join(FORMAT_FILE)) {
+        Ok(text) => check_format(dir, &text)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            for entry in fs::read_dir(dir).map_err(io("list"))? {
+                let name = entry.map_err(io("list"))?.file_name();
+                let found = name.to_string_lossy().into_owned();
+                // a half-written format file is ours; a new file system has its lost+found
+                if found != "lost+found" && found != format!("{FORMAT_FILE}.tmp") {
+                    return Err(Error::NotAStore { dir: dir.to_owned(), found });
+                }
+            }
+            write_format(dir).map_err(io("write the format file in"))?;
+        }
+        Err(error) => return Err(io("read the format file in")(error)),
+    }
+    Ok(dir.join("rows"))
+}
+
+fn check_format(dir: &Path, text: &str) -> Result<()> {
+    let number = text.trim_end().strip_prefix(FORMAT_TITLE).map(str::trim);
+    let Some(found) = number.and_then(|number| number.parse::<u32>().ok()) else {
+        return Err(Error::NotAStore { dir: dir.to_owned(), found: FORMAT_FILE.to_owned() });
+    };
+    if found > FORMAT {
+        return Err(Error::NewerFormat { dir: dir.to_owned(), found, supported: FORMAT });
+    }
+    Ok(())
+}
+
+fn write_format(dir: &Path) -> io::Result<()> {
+    let temporary = dir.join(format!("{FORMAT_FILE}.tmp"));
+    let mut file = File::create(&temporary)?;
+    writeln!(file, "{FORMAT_TITLE} {FORMAT}")?;
+    file.sync_all()?;
+    fs::rename(&temporary, dir.join(FORMAT_FILE))?;
+    File::open(dir)?.sync_all()
+}
+
+/// Writes a new table down; when this returns, the table lasts.
+pub(crate) fn write_table(ssd: &Ssd, id: TableId, spec: &TableSpec) -> Result<()> {
+    let record = TableRecord { version: FORMAT, id, spec: spec.clone() };
+    ssd.set_record(&table_name(id), Some(&json(&record)))
+}
+
+/// Every table, in the order of their numbers, which leave no gap.
+pub(crate) fn read_tables(ssd: &Ssd) -> Result<Vec<TableSpec>> {
+    let mut specs = Vec::new();
+    for (name, value) in ssd.records(TABLE_PREFIX)? {
+        let id = TableId(specs.len() as u32);
+        let damaged = |reason: String| Error::CorruptMeta { record: format!("{id}"), reason };
+        let record: TableRecord =
+            serde_json::from_slice(&value).map_err(|error| damaged(error.to_string()))?;
+        if record.version > FORMAT || record.id != id || *name != table_name(id)[..] {
+            return Err(damaged(format!("{}, version {}, is there", record.id, record.version)));
+        }
+        specs.push(record.spec);
+    }
+    Ok(specs)
+}
+
+/// Marks the store clean.
+pub(crate) fn write_clean(ssd: &Ssd, rows: &[(TableId, u64)]) -> Result<()> {
+    let record = CleanRecord { version: FORMAT, rows: rows.to_vec() };
+    ssd.set_record(CLEAN, Some(&json(&record)))
+}
+
+/// The row counts of the last clean close, if the store was closed cleanly. The mark is gone from
+/// then on: until the next clean close the store counts as not cleanly closed.
+pub(crate) fn take_clean(ssd: &Ssd) -> Result<Option<Vec<(TableId, u64)>>> {
+    let Some(value) = ssd.record(CLEAN)? else { return Ok(None) };
+    let record: CleanRecord =
+        serde_json::from_slice(&value).map_err(|error| Error::CorruptMeta {
+            record: "mark of the clean close".to_owned(),
+            reason: error.to_string(),
+        })?;
+    ssd.set_record(CLEAN, None)?;
+    Ok(Some(record.rows))
+}
+
+fn table_name(id: TableId) -> Vec<u8> {
+    [TABLE_PREFIX, &id.0.to_be_bytes()].concat()
+}
+
+fn json(record: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(record).expect("records are plain structs")
+}

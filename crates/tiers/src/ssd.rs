@@ -1,0 +1,265 @@
+//! The SSD tier: one RocksDB with a column family of rows and one of the store's own records. The
+//! only door to RocksDB. It caches no row of its own and knows no layout; it poisons itself when a
+//! durable write fails.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+};
+use table::{Key, TableId};
+
+use crate::{Error, Result};
+
+const ROWS: &str = "rows";
+const META: &str = "meta";
+/// Keys that one multi-get names, at most: each may hold a block of 4 KiB in the cache meanwhile.
+const READ_KEYS: usize = 256;
+/// Bytes of rows that one multi-get asks for, unless a single row is longer.
+const READ_BYTES: usize = 1 << 20;
+const ROW_KEY_BYTES: usize = 12;
+
+/// A row's key on SSD: table and key big-endian, so that the order of bytes is that of the numbers.
+type RowKey = [u8; ROW_KEY_BYTES];
+
+/// The name and the value of a record of the store's own.
+pub(crate) type Record = (Box<[u8]>, Box<[u8]>);
+
+pub(crate) struct Ssd {
+    db: DB,
+    poison: OnceLock<String>,
+    #[cfg(test)]
+    pub(crate) fail_writes: std::sync::atomic::AtomicBool,
+}
+
+/// Rows to be written together.
+pub(crate) struct RowBatch<'a> {
+    rows: &'a ColumnFamily,
+    batch: WriteBatch,
+}
+
+impl Ssd {
+    /// Opens the database in `dir`, or makes it. Exclusive: a second open fails.
+    pub(crate) fn open(dir: &Path, memory_bytes: u64) -> Result<Self> {
+        // Half for the block cache; three memtables of an eighth each for the rows; the last eighth
+        // is left to table readers and compactions.
+        let cache = Cache::new_lru_cache((memory_bytes / 2) as usize);
+        let eighth = (memory_bytes / 8) as usize;
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_max_background_jobs(2);
+        options.set_max_open_files(256);
+        options.set_keep_log_file_num(2);
+        options.set_max_log_file_size(1 << 20);
+        options.set_stats_dump_period_sec(0);
+        options.set_max_total_wal_size(1 << 20);
+        options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(
+            3 * eighth,
+            false, // a full memtable slows a write down; it must not stop one for good
+        ));
+        let families = [
+            ColumnFamilyDescriptor::new(ROWS, family_options(&cache, eighth)),
+            ColumnFamilyDescriptor::new(META, family_options(&cache, 64 << 10)),
+        ];
+        let db = DB::open_cf_descriptors(&options, dir, families).map_err(|source| {
+            let cause = source.to_string();
+            if cause.contains("lock") || cause.contains("LOCK") {
+                return Error::Locked { dir: dir.to_owned(), cause };
+            }
+            Error::Ssd { context: "open the database", source }
+        })?;
+        Ok(Self {
+            db,
+            poison: OnceLock::new(),
+            #[cfg(test)]
+            fail_writes: std::sync::atomic::AtomicBool::new(false),
+        })
+    }
+
+    /// Whether the tier still takes work.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.poison.get() {
+            Some(cause) => Err(Error::Poisoned { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads rows of one table, of about `row_bytes` bytes, keys ascending: `found` is called for each
+    /// with its place among `keys` and its bytes, if it has any.
+    pub(crate) fn read(
+        &self,
+        table: TableId,
+        row_bytes: usize,
+        keys: impl Iterator<Item = Key>,
+        mut found: impl FnMut(usize, Key, Option<&[u8]>) -> Result<()>,
+    ) -> Result<()> {
+        let rows = self.family(ROWS)?;
+        let read = ReadOptions::default(); // verifies checksums, fills the block cache
+        let mut keys = keys.peekable();
+        let at_once = (READ_BYTES / row_bytes).clamp(1, READ_KEYS);
+        let mut names: Vec<RowKey> = Vec::with_capacity(at_once);
+        let mut start = 0;
+        while keys.peek().is_some() {
+            names.clear();
+            names.extend(keys.by_ref().take(at_once).map(|key| row_key(table, key)));
+            let values = self.db.batched_multi_get_cf_opt(rows, &names, true, &read);
+            for (i, (value, name)) in values.into_iter().zip(&names).enumerate() {
+                let value = value.map_err(|source| Error::Ssd { context: "read rows", source })?;
+                found(start + i, key_of(name), value.as_deref())?;
+            }
+            start += names.len();
+        }
+        Ok(())
+    }
+
+    /// An empty batch of rows.
+    pub(crate) fn batch(&self) -> RowBatch<'_> {
+        let rows = self.family(ROWS).expect("the rows' family was opened");
+        RowBatch { rows, batch: WriteBatch::default() }
+    }
+
+    /// Writes a batch and empties it. No write-ahead log: rows last from a flush on.
+    pub(crate) fn write(&self, rows: &mut RowBatch<'_>) -> Result<()> {
+        self.check()?;
+        if rows.batch.is_empty() {
+            return Ok(());
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        let batch = std::mem::take(&mut rows.batch);
+        self.durable("write rows", || self.db.write_opt(batch, &options))
+    }
+
+    /// Brings every row written so far to the disk.
+    pub(crate) fn flush_rows(&self) -> Result<()> {
+        let rows = self.family(ROWS)?;
+        self.durable("flush rows", || self.db.flush_cf(rows))
+    }
+
+    /// Counts the rows of every table that has any, by reading all keys.
+    pub(crate) fn count_rows(&self) -> Result<Vec<(TableId, u64)>> {
+        let mut read = ReadOptions::default();
+        read.fill_cache(false);
+        read.set_readahead_size(1 << 20);
+        let rows = self.family(ROWS)?;
+        let mut counts: Vec<(TableId, u64)> = Vec::new();
+        for entry in self.db.iterator_cf_opt(rows, read, IteratorMode::Start) {
+            let (name, _) = entry.map_err(|source| Error::Ssd { context: "count rows", source })?;
+            let table = table_of(&name)?;
+            match counts.last_mut() {
+                Some((last, count)) if *last == table => *count += 1,
+                Some(_) | None => counts.push((table, 1)),
+            }
+        }
+        Ok(counts)
+    }
+
+    /// A record of the store's own.
+    pub(crate) fn record(&self, name: &[u8]) -> Result<Option<Vec<u8>>> {
+        let read = self.db.get_cf(self.family(META)?, name);
+        read.map_err(|source| Error::Ssd { context: "read a record", source })
+    }
+
+    /// All records whose names start with `prefix`, in the order of their names.
+    pub(crate) fn records(&self, prefix: &[u8]) -> Result<Vec<Record>> {
+        let all = self.db.iterator_cf(self.family(META)?, IteratorMode::Start);
+        let found = all.filter(|entry| match entry {
+            Ok((name, _)) => name.starts_with(prefix),
+            Err(_) => true,
+        });
+        let found: std::result::Result<Vec<_>, _> = found.collect();
+        found.map_err(|source| Error::Ssd { context: "read the records", source })
+    }
+
+    /// Writes a record and waits until it lasts; `None` deletes it.
+    pub(crate) fn set_record(&self, name: &[u8], value: Option<&[u8]>) -> Result<()> {
+        self.check()?;
+        let meta = self.family(META)?;
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.durable("write a record", || match value {
+            Some(value) => self.db.put_cf_opt(meta, name, value, &options),
+            None => self.db.delete_cf_opt(meta, name, &options),
+        })
+    }
+
+    /// Runs a durable write; when it fails, nothing is accepted from then on.
+    fn durable(
+        &self,
+        context: &'static str,
+        write: impl FnOnce() -> std::result::Result<(), rocksdb::Error>,
+    ) -> Result<()> {
+        #[cfg(test)]
+        if self.fail_writes.load(std::sync::atomic::Ordering::Relaxed) {
+            self.poison.get_or_init(|| format!("{context}: told to fail"));
+            return self.check();
+        }
+        write().map_err(|source| {
+            self.poison.get_or_init(|| format!("{context}: {source}"));
+            tracing::error!(context, %source, "a durable write failed; the store refuses work");
+            Error::Ssd { context, source }
+        })
+    }
+
+    fn family(&self, name: &'static str) -> Result<&ColumnFamily> {
+        self.db.cf_handle(name).ok_or_else(|| Error::CorruptMeta {
+            record: format!("column family {name}"),
+            reason: "it is missing".to_owned(),
+        })
+    }
+}
+
+impl RowBatch<'_> {
+    pub(crate) fn put(&mut self, table: TableId, key: Key, row: &[f32]) {
+        self.batch.put_cf(self.rows, row_key(table, key), bytemuck::cast_slice::<f32, u8>(row));
+    }
+
+    /// Bytes gathered so far.
+    pub(crate) fn bytes(&self) -> usize {
+        self.batch.size_in_bytes()
+    }
+}
+
+fn family_options(cache: &Cache, memtable_bytes: usize) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(4 << 10);
+    table.set_bloom_filter(10.0, false);
+    table.set_whole_key_filtering(true);
+    // The index and the filters of a terabyte would not fit the budget: they live in the cache.
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::None); // floats of trained rows don't compress
+    options.set_write_buffer_size(memtable_bytes.max(64 << 10));
+    options.set_max_write_buffer_number(3);
+    options.set_target_file_size_base(32 << 20);
+    options
+}
+
+fn row_key(table: TableId, key: Key) -> RowKey {
+    let mut name = [0; ROW_KEY_BYTES];
+    name[..4].copy_from_slice(&table.0.to_be_bytes());
+    name[4..].copy_from_slice(&key.0.to_be_bytes());
+    name
+}
+
+fn key_of(name: &RowKey) -> Key {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&name[4..]);
+    Key(u64::from_be_bytes(bytes))
+}
+
+fn table_of(name: &[u8]) -> Result<TableId> {
+    match name.first_chunk::<4>() {
+        Some(table) if name.len() == ROW_KEY_BYTES => Ok(TableId(u32::from_be_bytes(*table))),
+        Some(_) | None => Err(Error::CorruptMeta {
+            record: format!("row key {name:02x?}"),
+            reason: format!("it has {} bytes, expected {ROW_KEY_BYTES}", name.len()),
+        }),
+    }
+}

@@ -1,0 +1,179 @@
+//! What lasts: reopening, unclean ends, foreign and newer directories, damaged rows, failed writes.
+
+use std::sync::atomic::Ordering;
+
+use table::{Key, TableId, TableSpec};
+use testkit::RowStore;
+
+use super::{ADAM, HUGE, Scratch, TINY, batch, spec, step};
+use crate::{Error, Store};
+
+#[test]
+fn a_clean_close_keeps_tables_rows_and_optimizer_state() {
+    let mut scratch = Scratch::new(HUGE);
+    let table = scratch.create_table(&spec("t", 7, ADAM)).unwrap();
+    let keys = batch(table, [0, 1, 500, u64::MAX]);
+    step(scratch.store(), &keys, 1.0);
+    scratch.close_and_reopen();
+    let status = scratch.store().status();
+    assert!(status.opened_clean);
+    assert_eq!(status.tables[0].spec, spec("t", 7, ADAM));
+    assert_eq!((status.tables[0].rows, status.tables[0].ssd.rows), (4, 4));
+    step(scratch.store(), &keys, -0.5);
+    // the same two steps without a pause between them
+    let unbroken = Scratch::new(HUGE);
+    unbroken.create_table(&spec("t", 7, ADAM)).unwrap();
+    step(unbroken.store(), &keys, 1.0);
+    step(unbroken.store(), &keys, -0.5);
+    assert_eq!(scratch.lookup(&keys).unwrap().0, unbroken.lookup(&keys).unwrap().0);
+}
+
+#[test]
+fn an_unclean_end_is_told_and_the_rows_on_ssd_are_counted() {
+    let mut scratch = Scratch::new(HUGE);
+    assert!(scratch.store().status().opened_clean, "a new store was never unclean");
+    let tables = [
+        scratch.create_table(&spec("t", 3, ADAM)).unwrap(),
+        scratch.create_table(&spec("empty", 3, ADAM)).unwrap(),
+        scratch.create_table(&spec("u", 3, ADAM)).unwrap(),
+    ];
+    step(scratch.store(), &batch(tables[0], 0..10), 1.0);
+    step(scratch.store(), &batch(tables[2], 0..3), 1.0);
+    scratch.store().flush().unwrap();
+    let kept = scratch.lookup(&batch(tables[0], 0..10)).unwrap().0;
+    step(scratch.store(), &batch(tables[0], 0..12), 1.0); // lost
+    scratch.reopen();
+    let status = scratch.store().status();
+    assert!(!status.opened_clean);
+    let rows: Vec<u64> = status.tables.iter().map(|table| table.rows).collect();
+    assert_eq!(rows, [10, 0, 3]);
+    assert_eq!(scratch.lookup(&batch(tables[0], 0..10)).unwrap().0, kept);
+    scratch.close_and_reopen();
+    assert!(scratch.store().status().opened_clean);
+}
+
+#[test]
+fn a_second_open_is_refused() {
+    let scratch = Scratch::new(TINY);
+    let error = Store::open(scratch.config.clone()).err().unwrap();
+    assert!(matches!(error, Error::Locked { .. }), "{error}");
+    scratch.create_table(&spec("t", 2, ADAM)).unwrap();
+}
+
+#[test]
+fn a_closed_store_refuses_work() {
+    let scratch = Scratch::new(TINY);
+    let table = scratch.create_table(&spec("t", 2, ADAM)).unwrap();
+    let staged = scratch.store().stage(&batch(table, [1])).unwrap();
+    scratch.store().close().unwrap();
+    let errors = [
+        scratch.store().push(&staged, &[0.0; 2], 0.1).err(),
+        scratch.store().stage(&batch(table, [1])).err(),
+        scratch.store().flush().err(),
+        scratch.store().close().err(),
+    ];
+    assert!(errors.iter().all(|error| matches!(error, Some(Error::Closed))), "{errors:?}");
+}
+
+#[test]
+fn a_directory_of_something_else_is_refused_and_left_alone() {
+    let scratch = Scratch::new(TINY);
+    let mut config = scratch.config.clone();
+    config.data_dir = scratch.dir.path().join("photos");
+    std::fs::create_dir(&config.data_dir).unwrap();
+    std::fs::write(config.data_dir.join("cat.jpg"), "meow").unwrap();
+    let error = Store::open(config.clone()).err().unwrap();
+    assert!(matches!(&error, Error::NotAStore { found, .. } if found == "cat.jpg"), "{error}");
+    let left: Vec<_> = std::fs::read_dir(&config.data_dir).unwrap().collect();
+    assert_eq!(left.len(), 1);
+    assert_eq!(std::fs::read(config.data_dir.join("cat.jpg")).unwrap(), b"meow");
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let mut scratch = Scratch::new(TINY);
+    scratch.store = None;
+    let path = scratch.config.data_dir.join("FORMAT");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace('1', "2")).unwrap();
+    let error = Store::open(scratch.config.clone()).err().unwrap();
+    assert!(matches!(error, Error::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+}
+
+#[test]
+fn a_table_is_never_redefined() {
+    let mut scratch = Scratch::new(TINY);
+    let first = spec("t", 4, ADAM);
+    scratch.create_table(&first).unwrap();
+    scratch.close_and_reopen();
+    let others = [
+        ("dim", TableSpec { dim: 8, ..first.clone() }),
+        ("optimizer", TableSpec { optimizer: table::Optimizer::Sgd, ..first.clone() }),
+        ("initializer", TableSpec { initializer: table::Initializer::Zeros, ..first.clone() }),
+        ("seed", TableSpec { seed: 4, ..first.clone() }),
+    ];
+    for (differs, other) in others {
+        let error = scratch.store().create_table(&other).unwrap_err();
+        assert!(
+            matches!(&error, Error::AlreadyExists { field, .. } if *field == differs),
+            "{error}"
+        );
+    }
+    assert_eq!(scratch.store().create_table(&first).unwrap(), TableId(0));
+}
+
+#[test]
+fn a_stored_row_of_the_wrong_length_is_an_error_and_never_a_row() {
+    let mut scratch = Scratch::new(HUGE);
+    let table = scratch.create_table(&spec("t", 2, ADAM)).unwrap();
+    step(scratch.store(), &batch(table, [1, 2, 3]), 1.0);
+    scratch.close_and_reopen();
+    let ssd = &scratch.store().inner().ssd;
+    let mut damage = ssd.batch();
+    damage.put(table, Key(2), &[1.0, 2.0]);
+    ssd.write(&mut damage).unwrap();
+    let corrupt =
+        |error: &Error| matches!(error, Error::Corrupt { key: Key(2), found: 8, expected: 28, .. });
+    let error = scratch.store().stage(&batch(table, [1, 2, 3])).err().unwrap();
+    assert!(corrupt(&error), "{error}");
+    let (mut rows, mut statuses) = ([0.0; 2], [table::RowStatus::Failed]);
+    let error = scratch.store().lookup(&batch(table, [2]), &mut rows, &mut statuses).unwrap_err();
+    assert!(corrupt(&error), "{error}");
+    // nothing of the failed stage stayed behind, and the others are well
+    let status = scratch.store().status();
+    assert_eq!((status.pinned_rows, status.tables[0].host.rows, status.tables[0].rows), (0, 0, 3));
+    step(scratch.store(), &batch(table, [1, 3, 4]), 1.0);
+}
+
+#[test]
+fn a_failed_write_poisons_the_store_and_what_was_on_ssd_is_there_at_the_next_open() {
+    let mut scratch = Scratch::new(TINY);
+    let table = scratch.create_table(&spec("t", 600, table::Optimizer::Sgd)).unwrap();
+    step(scratch.store(), &batch(table, 0..40), 1.0);
+    scratch.store().flush().unwrap();
+    let kept = scratch.lookup(&batch(table, 0..40)).unwrap().0;
+    step(scratch.store(), &batch(table, 0..40), 1.0);
+    let held = scratch.store().stage(&batch(table, [0])).unwrap();
+    scratch.store().inner().ssd.fail_writes.store(true, Ordering::Relaxed);
+    let error = scratch.store().stage(&batch(table, 100..160)).err().unwrap(); // must evict
+    assert!(matches!(&error, Error::Poisoned { cause } if cause.contains("write rows")), "{error}");
+    scratch.store().inner().ssd.fail_writes.store(false, Ordering::Relaxed);
+    let mut row = vec![0.0; 600];
+    let refused = [
+        scratch.store().pull(&held, &mut row).err(),
+        scratch.store().push(&held, &row, 0.1).err(),
+        scratch.store().stage(&batch(table, [0])).err(),
+        scratch.store().assign(&batch(table, [0]), &row).err(),
+        scratch.store().flush().err(),
+        scratch.store().create_table(&spec("u", 1, ADAM)).err(),
+        scratch.store().close().err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, Some(Error::Poisoned { .. })), "{error:?}");
+    }
+    drop(held);
+    scratch.reopen();
+    assert!(!scratch.store().status().opened_clean);
+    assert_eq!(scratch.store().status().tables[0].rows, 40);
+    assert_eq!(scratch.lookup(&batch(table, 0..40)).unwrap().0, kept);
+}
