@@ -1,0 +1,33 @@
+//! The DLRM model (Naumov et al., arXiv:1906.00091) on the CPU in `f32`: bottom MLP, interaction, top
+//! MLP, loss, and the optimizers of the dense part.
+//!
+//! It opens no file and knows no parameter server: the rows of the embedding tables come in with
+//! each step and their gradients go out. The bits of a result depend on the weights and the batch
+//! alone, not on the number of threads nor on the largest batch that the model was made for. (Another
+//! kind of processor may round otherwise: matrix products use what vector units it has.)
+
+mod architecture;
+mod error;
+mod initial;
+mod interaction;
+mod learning_rate;
+mod loss;
+mod matmul;
+mod mlp;
+mod model;
+mod optimizer;
+mod parameter;
+mod pooling;
+mod step;
+mod tile;
+mod weights;
+mod workers;
+
+pub use architecture::{Architecture, Interaction, Loss, parse_widths};
+pub use error::{Error, Result};
+pub use learning_rate::LearningRate;
+pub use model::Model;
+pub use optimizer::DenseOptimizer;
+pub use parameter::Parameter;
+pub use step::{FeatureRows, PredictInput, StepInput};
+pub use weights::Carried;

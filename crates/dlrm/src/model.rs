@@ -1,0 +1,233 @@
+//! The model: weights, tiles and threads put together. A training step is `forward_backward`, then
+//! `apply_dense`; between them the caller may send the rows' gradients on their way.
+
+use std::fmt;
+
+use crate::mlp::{Mlp, Panel};
+use crate::parameter::{Parameter, Tensor};
+use crate::pooling::{RowRegion, row_regions};
+use crate::step::{PredictInput, StepInput};
+use crate::tile::{self, Part, Shared, Tile};
+use crate::workers::Workers;
+use crate::{Architecture, DenseOptimizer, Error, Result};
+
+/// Outputs in a panel of a weight gradient: enough to be worth the product's packing, few enough to
+/// occupy several threads.
+const PANEL_OUTPUTS: usize = 128;
+
+/// A DLRM with its dense weights, optimizer state, gradients and the memory for one batch.
+pub struct Model {
+    architecture: Architecture,
+    optimizer: DenseOptimizer,
+    pub(crate) bottom: Mlp,
+    pub(crate) top: Mlp,
+    /// Steps applied, which Adam counts.
+    pub(crate) steps: u32,
+    tiles: Vec<Tile>,
+    batch_max: usize,
+    workers: Workers,
+    gradients_ready: bool,
+}
+
+/// What can be computed side by side once every tile has gone backward.
+enum Sum<'a> {
+    Weights(Part, Panel<'a>),
+    Rows(RowRegion<'a>),
+}
+
+impl Model {
+    /// A model with weights drawn from `seed`, and all the memory that a batch of up to `batch_max`
+    /// samples needs. `threads` compute; they change no bit of any result.
+    pub fn new(
+        architecture: Architecture,
+        optimizer: DenseOptimizer,
+        batch_max: usize,
+        seed: u64,
+        threads: usize,
+    ) -> Result<Self> {
+        architecture.validate()?;
+        optimizer.validate()?;
+        if batch_max == 0 || u32::try_from(batch_max).is_err() {
+            let (found, expected) = (batch_max.to_string(), "1 to 2^32 - 1".to_owned());
+            return Err(Error::Field { field: "largest batch", found, expected });
+        }
+        let bottom = Mlp::draw("bot_l", &architecture.mlp_bottom, true, seed, optimizer);
+        let top = Mlp::draw("top_l", &architecture.top_widths(), false, seed, optimizer);
+        let rows = tile::rows_of(batch_max);
+        let tile = |_| Tile::new(&architecture, &bottom, &top, rows);
+        let tiles = (0..tile::count_max(batch_max)).map(tile).collect();
+        let workers = Workers::new(threads)?;
+        let (steps, gradients_ready) = (0, false);
+        Ok(Self {
+            architecture,
+            optimizer,
+            bottom,
+            top,
+            steps,
+            tiles,
+            batch_max,
+            workers,
+            gradients_ready,
+        })
+    }
+
+    /// The shape of this model.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
+    }
+
+    /// The optimizer of the dense part.
+    pub fn optimizer(&self) -> DenseOptimizer {
+        self.optimizer
+    }
+
+    /// The largest batch.
+    pub fn batch_max(&self) -> usize {
+        self.batch_max
+    }
+
+    /// The mean loss of a batch before any update. Keeps the dense gradients for
+    /// [`Model::apply_dense`] and writes the rows' gradients: those of equal rows are summed in the
+    /// order of samples, features and indices, and a row that no sample takes gets zeros.
+    ///
+    /// A loss that is not finite is returned as it is; the gradients then are worth nothing.
+    pub fn forward_backward(
+        &mut self,
+        input: &StepInput<'_>,
+        row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
+    ) -> Result<f32> {
+        let &StepInput { dense, labels, rows, features } = input;
+        let input = &PredictInput { dense, rows, features };
+        self.gradients_ready = false;
+        self.check(input, labels.len())?;
+        if row_gradients.len() != rows.len() {
+            let (what, expected) = ("row gradients", format!("{}, as the rows", rows.len()));
+            return Err(Error::Shape { what, found: row_gradients.len(), expected });
+        }
+        let tiles = self.run_tiles(input, labels.len(), |tile, shared| {
+            tile.backward(shared, shared.architecture.loss, labels);
+        });
+        self.sum_gradients(input, tiles, row_gradients);
+        self.gradients_ready = true;
+        let loss_sum: f64 = self.tiles[..tiles].iter().map(Tile::loss_sum).sum();
+        Ok((loss_sum / labels.len() as f64) as f32)
+    }
+
+    /// Applies the dense gradients of the last [`Model::forward_backward`], once.
+    ///
+    /// The caller guarantees that there was one since the last call; otherwise it panics.
+    pub fn apply_dense(&mut self, learning_rate: f32) {
+        assert!(self.gradients_ready, "apply_dense without gradients");
+        self.gradients_ready = false;
+        self.steps = self.steps.saturating_add(1);
+        let (optimizer, steps) = (self.optimizer, self.steps);
+        let mut tensors: Vec<&mut Tensor> =
+            self.bottom.tensors_mut().chain(self.top.tensors_mut()).collect();
+        self.workers.for_each(&mut tensors, |_, tensor| {
+            optimizer.apply(tensor, steps, learning_rate);
+        });
+    }
+
+    /// The probabilities of a batch, in its order.
+    pub fn predict(
+        &mut self,
+        input: &PredictInput<'_>,
+        probabilities: &mut [f32], // [batch]
+    ) -> Result<()> {
+        let batch = probabilities.len();
+        self.check(input, batch)?;
+        let tiles = self.run_tiles(input, batch, |_, _| ());
+        let rows = tile::rows_of(batch);
+        for (tile, target) in self.tiles[..tiles].iter().zip(probabilities.chunks_mut(rows)) {
+            tile.probabilities(target);
+        }
+        Ok(())
+    }
+
+    /// The parameters of the dense part: bottom MLP, then top, each layer's weight before its bias.
+    pub fn parameters(&self) -> impl Iterator<Item = Parameter<'_>> {
+        self.tensors().map(Tensor::view)
+    }
+
+    /// Sets a parameter's values; the optimizer's state stays.
+    pub fn set_parameter(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let Some(tensor) = self.tensors_mut().find(|tensor| tensor.name == name) else {
+            return Err(Error::UnknownTensor { name: name.to_owned() });
+        };
+        if values.len() != tensor.values.len() {
+            return Err(Error::Tensor {
+                name: name.to_owned(),
+                found: format!("{} floats", values.len()),
+                expected: format!("{} floats, shape {:?}", tensor.values.len(), tensor.shape),
+            });
+        }
+        tensor.values.copy_from_slice(values);
+        Ok(())
+    }
+
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.bottom.tensors().chain(self.top.tensors())
+    }
+
+    pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.bottom.tensors_mut().chain(self.top.tensors_mut())
+    }
+
+    fn check(&self, input: &PredictInput<'_>, batch: usize) -> Result<()> {
+        if batch == 0 || batch > self.batch_max {
+            return Err(Error::Batch { found: batch, max: self.batch_max });
+        }
+        input.check(&self.architecture, batch)
+    }
+
+    /// Every tile of the batch forward, then through `then`. Returns how many there are.
+    fn run_tiles(
+        &mut self,
+        input: &PredictInput<'_>,
+        batch: usize,
+        then: impl Fn(&mut Tile, Shared<'_>) + Sync,
+    ) -> usize {
+        let rows = tile::rows_of(batch);
+        let tiles = batch.div_ceil(rows);
+        let Self { architecture, bottom, top, tiles: all, workers, .. } = self;
+        let shared = Shared { architecture, bottom, top, input };
+        workers.for_each(&mut all[..tiles], |t, tile| {
+            tile.forward(shared, t * rows..batch.min((t + 1) * rows));
+            then(tile, shared);
+        });
+        tiles
+    }
+
+    /// Sums over the tiles, in their order: the weights' gradients and the rows'.
+    fn sum_gradients(&mut self, input: &PredictInput<'_>, tiles: usize, row_gradients: &mut [f32]) {
+        let Self { architecture, bottom, top, .. } = self;
+        let (architecture, tiles) = (&*architecture, &self.tiles[..tiles]);
+        let (dim, width) = (architecture.sparse_feature_size, architecture.feature_width());
+        let first = architecture.bottom_output();
+        let top = top.panels(PANEL_OUTPUTS).map(|panel| Sum::Weights(Part::Top, panel));
+        let bottom = bottom.panels(PANEL_OUTPUTS).map(|panel| Sum::Weights(Part::Bottom, panel));
+        let rows = row_regions(input.features, dim, row_gradients).into_iter().map(Sum::Rows);
+        let mut sums: Vec<Sum<'_>> = top.chain(bottom).chain(rows).collect();
+        self.workers.for_each(&mut sums, |_, sum| match sum {
+            Sum::Weights(part, panel) => {
+                let (part, layer) = (*part, panel.layer);
+                panel.fill(tiles.iter().map(|tile| tile.term(architecture, input, part, layer)));
+            }
+            Sum::Rows(region) => {
+                let tiles = tiles.iter().map(|tile| tile.features_gradient(width));
+                region.fill(input.features, dim, first, width, tiles);
+            }
+        });
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("architecture", &self.architecture)
+            .field("optimizer", &self.optimizer)
+            .field("batch_max", &self.batch_max)
+            .field("steps", &self.steps)
+            .finish_non_exhaustive()
+    }
+}

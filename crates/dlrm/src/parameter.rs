@@ -1,0 +1,53 @@
+//! One weight or bias with its gradient and optimizer state, named as in facebookresearch/dlrm's
+//! `state_dict`. It does not know its layer.
+
+use crate::DenseOptimizer;
+use crate::initial::fill_normal;
+
+/// A parameter of the dense part, to look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter<'a> {
+    /// Its name, as `bot_l.0.weight`.
+    pub name: &'a str,
+    /// Its shape: [out, in] of a weight, [out] of a bias.
+    pub shape: &'a [usize],
+    /// Its values, row after row.
+    pub values: &'a [f32],
+    /// The gradient of the last step, of the same shape.
+    pub gradient: &'a [f32],
+}
+
+/// A parameter of the dense part, whole.
+pub(crate) struct Tensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+    pub gradient: Vec<f32>,
+    pub state: Vec<Vec<f32>>, // one of the same shape for each of the optimizer's state names
+}
+
+impl Tensor {
+    /// Drawn from N(0, `std`), its optimizer state zero.
+    pub(crate) fn draw(
+        name: String,
+        shape: Vec<usize>,
+        std: f64,
+        seed: u64,
+        optimizer: DenseOptimizer,
+    ) -> Self {
+        let len = shape.iter().product();
+        let mut values = vec![0.0; len];
+        fill_normal(seed, &name, std, &mut values);
+        let state = optimizer.state_names().iter().map(|_| vec![0.0; len]).collect();
+        Self { name, shape, values, gradient: vec![0.0; len], state }
+    }
+
+    pub(crate) fn view(&self) -> Parameter<'_> {
+        Parameter {
+            name: &self.name,
+            shape: &self.shape,
+            values: &self.values,
+            gradient: &self.gradient,
+        }
+    }
+}

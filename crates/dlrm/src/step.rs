@@ -1,0 +1,91 @@
+//! What a step brings to the model, and the checks of its shapes. It copies nothing.
+
+use crate::{Architecture, Error, Result};
+
+/// A batch to train on.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInput<'a> {
+    /// Dense values.
+    pub dense: &'a [f32], // [batch, dense width]
+    /// Labels, 0 or 1 (or, for a soft label, between).
+    pub labels: &'a [f32], // [batch]
+    /// The unique rows of all tables, one after the other.
+    pub rows: &'a [f32], // [n_unique, sparse_feature_size]
+    /// For each categorical feature, which rows each sample takes.
+    pub features: &'a [FeatureRows<'a>], // [features]
+}
+
+/// A batch to predict.
+#[derive(Debug, Clone, Copy)]
+pub struct PredictInput<'a> {
+    /// Dense values.
+    pub dense: &'a [f32], // [batch, dense width]
+    /// The unique rows of all tables, one after the other.
+    pub rows: &'a [f32], // [n_unique, sparse_feature_size]
+    /// For each categorical feature, which rows each sample takes.
+    pub features: &'a [FeatureRows<'a>], // [features]
+}
+
+/// The rows of one categorical feature: sample s takes the sum of the rows
+/// `indices[offsets[s]..offsets[s + 1]]`, or zeros where it has none.
+#[derive(Debug, Clone, Copy)]
+pub struct FeatureRows<'a> {
+    /// Places among the step's unique rows.
+    pub indices: &'a [u32],
+    /// Where each sample's indices begin, and the end: ascending from 0 to the number of indices.
+    pub offsets: &'a [u32], // [batch + 1]
+}
+
+impl FeatureRows<'_> {
+    /// The indices of one sample.
+    #[inline]
+    pub(crate) fn of(&self, sample: usize) -> &[u32] {
+        &self.indices[self.offsets[sample] as usize..self.offsets[sample + 1] as usize]
+    }
+}
+
+impl PredictInput<'_> {
+    /// Checks that everything fits a batch of `batch` samples.
+    pub(crate) fn check(&self, architecture: &Architecture, batch: usize) -> Result<()> {
+        let (width, dim) = (architecture.dense_width(), architecture.sparse_feature_size);
+        let shape = |what, found, expected: String| Err(Error::Shape { what, found, expected });
+        if self.dense.len() != batch * width {
+            let expected = format!("{batch} samples x {width}");
+            return shape("dense", self.dense.len(), expected);
+        }
+        if !self.rows.len().is_multiple_of(dim) {
+            return shape("rows", self.rows.len(), format!("a multiple of {dim}"));
+        }
+        if self.features.len() != architecture.features {
+            return shape("features", self.features.len(), architecture.features.to_string());
+        }
+        let rows = self.rows.len() / dim;
+        self.features.iter().enumerate().try_for_each(|(f, feature)| feature.check(f, batch, rows))
+    }
+}
+
+impl FeatureRows<'_> {
+    fn check(&self, feature: usize, batch: usize, rows: usize) -> Result<()> {
+        let FeatureRows { indices, offsets } = *self;
+        if offsets.len() != batch + 1 {
+            let expected = format!("{batch} samples + 1");
+            return Err(Error::Shape { what: "offsets", found: offsets.len(), expected });
+        }
+        let offset = |sample: usize, expected: String| {
+            Err(Error::Offset { feature, sample, found: offsets[sample], expected })
+        };
+        if offsets[0] != 0 {
+            return offset(0, "0".to_owned());
+        }
+        if let Some(s) = offsets.windows(2).position(|pair| pair[1] < pair[0]) {
+            return offset(s + 1, format!("at least {}, the one before", offsets[s]));
+        }
+        if offsets[batch] as usize != indices.len() {
+            return offset(batch, format!("{}, the number of indices", indices.len()));
+        }
+        match indices.iter().position(|&index| index as usize >= rows) {
+            None => Ok(()),
+            Some(place) => Err(Error::Index { feature, place, found: indices[place], rows }),
+        }
+    }
+}

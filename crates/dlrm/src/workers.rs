@@ -1,0 +1,39 @@
+//! The threads that compute. They only decide who does an item, never what an item is: the caller
+//! cuts the work into items that do not depend on the number of threads.
+
+use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::{Error, Result};
+
+/// The most threads of a model.
+const THREADS_MAX: usize = 1024;
+
+/// A fixed number of threads; one is the caller's own.
+pub(crate) struct Workers {
+    pool: Option<ThreadPool>,
+}
+
+impl Workers {
+    pub(crate) fn new(threads: usize) -> Result<Self> {
+        if !(1..=THREADS_MAX).contains(&threads) {
+            let expected = format!("1 to {THREADS_MAX}");
+            return Err(Error::Field { field: "threads", found: threads.to_string(), expected });
+        }
+        let named = ThreadPoolBuilder::new().num_threads(threads);
+        let named = named.thread_name(|i| format!("dlrm-{i}"));
+        let pool = if threads > 1 { Some(named.build()?) } else { None };
+        Ok(Self { pool })
+    }
+
+    /// Calls `each` once with every item and its place.
+    pub(crate) fn for_each<T: Send>(&self, items: &mut [T], each: impl Fn(usize, &mut T) + Sync) {
+        match &self.pool {
+            Some(pool) if items.len() > 1 => pool.install(|| {
+                let items = items.par_iter_mut().enumerate().with_max_len(1);
+                items.for_each(|(i, item)| each(i, item));
+            }),
+            _ => items.iter_mut().enumerate().for_each(|(i, item)| each(i, item)),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The same bits: on any number of threads, in a model made for larger batches, and for one index
+//! whether it comes as one-hot or as a bag.
+
+use dlrm::{Architecture, DenseOptimizer, Interaction, Loss, Model};
+
+use crate::batch::{Batch, architecture, made_up};
+
+const ADAM: DenseOptimizer = DenseOptimizer::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+
+/// Everything that a training leaves, as bits.
+fn train(
+    architecture: &Architecture,
+    optimizer: DenseOptimizer,
+    batches: &[Batch],
+    batch_max: usize,
+    threads: usize,
+) -> Vec<Vec<u32>> {
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let mut model = Model::new(architecture.clone(), optimizer, batch_max, 7, threads).unwrap();
+    let mut trace = Vec::new();
+    for batch in batches {
+        let features = batch.features();
+        let mut row_gradients = vec![f32::NAN; batch.rows.len()];
+        let loss = model.forward_backward(&batch.step(&features), &mut row_gradients).unwrap();
+        model.apply_dense(0.01);
+        let mut probabilities = vec![f32::NAN; batch.labels.len()];
+        model.predict(&batch.unlabelled(&features), &mut probabilities).unwrap();
+        assert!(loss.is_finite() && row_gradients.iter().all(|g| g.is_finite()));
+        trace.extend([bits(&[loss]), bits(&row_gradients), bits(&probabilities)]);
+    }
+    trace.extend(model.parameters().map(|p| bits(p.values)));
+    trace
+}
+
+fn batches(architecture: &Architecture, sizes: &[usize]) -> Vec<Batch> {
+    let batch = |(i, &size): (usize, &usize)| made_up(architecture, size, 40, 3, 100 + i as u64);
+    sizes.iter().enumerate().map(batch).collect()
+}
+
+#[test]
+fn on_one_two_and_three_threads_and_for_any_largest_batch() {
+    for (interaction, optimizer) in [
+        (Interaction::Dot, DenseOptimizer::Sgd),
+        (Interaction::DotWithItself, DenseOptimizer::Adagrad { eps: 1e-10 }),
+        (Interaction::Cat, ADAM),
+    ] {
+        // more outputs than a panel has, more samples than a tile, and a last, smaller batch
+        let shape = architecture(interaction, Loss::Bce, 5, "13-300-16", "140-40-1", 16);
+        let batches = batches(&shape, &[700, 700, 130, 1]);
+        let expected = train(&shape, optimizer, &batches, 700, 1);
+        for (batch_max, threads) in [(700, 2), (700, 3), (4096, 1), (4096, 3), (701, 2)] {
+            let found = train(&shape, optimizer, &batches, batch_max, threads);
+            assert!(found == expected, "{interaction:?}, {batch_max} largest, {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn for_tables_that_features_share() {
+    let shape = architecture(Interaction::Dot, Loss::Bce, 4, "3-20-8", "30-1", 8);
+    let mut batches = batches(&shape, &[300, 300]);
+    for batch in &mut batches {
+        for (indices, _) in &mut batch.lists[1..3] {
+            indices.iter_mut().for_each(|index| *index %= 50); // rows of feature 0 and some of 1
+        }
+    }
+    let expected = train(&shape, ADAM, &batches, 300, 1);
+    assert!(train(&shape, ADAM, &batches, 300, 2) == expected);
+}
+
+#[test]
+fn a_bag_of_one_is_one_hot_and_a_row_twice_is_the_row_doubled() {
+    let shape = architecture(Interaction::Dot, Loss::Bce, 2, "3-8", "8-1", 8);
+    let one_hot = made_up(&shape, 20, 6, 1, 9);
+    let mut model = Model::new(shape, DenseOptimizer::Sgd, 20, 1, 1).unwrap();
+    let mut run = |batch: &Batch| {
+        let mut gradients = vec![f32::NAN; batch.rows.len()];
+        let features = batch.features();
+        let loss = model.forward_backward(&batch.step(&features), &mut gradients).unwrap();
+        (loss.to_bits(), gradients)
+    };
+    let expected = run(&one_hot);
+    // the same rows, each index given twice, with every row halved: sums of halves are exact
+    let mut doubled = one_hot.clone();
+    doubled.rows.iter_mut().for_each(|x| *x *= 0.5);
+    for (indices, offsets) in &mut doubled.lists {
+        *indices = indices.iter().flat_map(|&i| [i, i]).collect();
+        offsets.iter_mut().for_each(|offset| *offset *= 2);
+    }
+    let found = run(&doubled);
+    assert_eq!(found.0, expected.0);
+    for (twice, once) in found.1.iter().zip(&expected.1) {
+        assert!((twice - 2.0 * once).abs() <= 1e-7, "{twice} {once}");
+    }
+    // and through the general path: a bag of one beside an empty bag's neighbour
+    let mut bags = one_hot.clone();
+    let (indices, offsets) = &mut bags.lists[0];
+    indices.insert(0, 5);
+    offsets.iter_mut().skip(1).for_each(|offset| *offset += 1);
+    assert_ne!(run(&bags).0, expected.0);
+    let (indices, offsets) = &mut bags.lists[0];
+    indices.remove(0);
+    offsets.iter_mut().skip(1).for_each(|offset| *offset -= 1);
+    assert_eq!(run(&bags), expected);
+}
+
+#[test]
+fn a_prediction_leaves_the_gradients_of_the_step_before_it() {
+    let shape = architecture(Interaction::Dot, Loss::Bce, 2, "3-8", "8-1", 8);
+    let (batch, other) = (made_up(&shape, 20, 6, 2, 9), made_up(&shape, 13, 6, 2, 10));
+    let weights = |predict: bool| {
+        let mut model = Model::new(shape.clone(), DenseOptimizer::Sgd, 20, 1, 2).unwrap();
+        let mut gradients = vec![0.0; batch.rows.len()];
+        model.forward_backward(&batch.step(&batch.features()), &mut gradients).unwrap();
+        if predict {
+            let mut probabilities = [0.0; 13];
+            model.predict(&other.unlabelled(&other.features()), &mut probabilities).unwrap();
+        }
+        model.apply_dense(0.1);
+        model.parameters().map(|p| p.values.to_vec()).collect::<Vec<_>>()
+    };
+    assert_eq!(weights(true), weights(false));
+}
