@@ -27,8 +27,8 @@ pub trait Session: Send + Sync {
     fn create_table(&self, spec: &TableSpec) -> Result<TableId>;
 
     /// Announces the keys of a step. The server resolves each key once (in RAM, from SSD, or made
-    /// anew), pins its row and remembers the plan. Returns when the request is on its way; what goes
-    /// wrong later is told by the step's `pull`.
+    /// anew), pins its row and remembers the plan. Returns when the request is on its way; what
+    /// goes wrong later is told by the step's `pull`.
     ///
     /// The caller guarantees that `step` is greater than every step staged before it, and that no
     /// more than [`Limits::staged_steps_max`] steps are staged and neither pushed nor released;
@@ -41,8 +41,8 @@ pub trait Session: Send + Sync {
     /// more than once before the push.
     fn pull(&self, step: Step, rows: &mut [f32]) -> Result<Pulled>;
 
-    /// Applies one gradient to each row of a staged step with its table's optimizer, then unpins the
-    /// rows and forgets the step. `gradients` has the shape of the pull's `rows`.
+    /// Applies one gradient to each row of a staged step with its table's optimizer, then unpins
+    /// the rows and forgets the step. `gradients` has the shape of the pull's `rows`.
     ///
     /// The session may return before the server has answered; an error is then told by the next
     /// `pull`, `push` or `settle`. A push with a gradient that is not finite changes no row.

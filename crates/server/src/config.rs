@@ -1,0 +1,439 @@
+//! The settings, typed twice: [`ConfigToml`] as people write them, with documented defaults, and
+//! [`Config`] as the server uses them, every field checked. Flags override the file's fields.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use table::Limits;
+use table::units::{format_bytes, parse_bytes, parse_duration};
+
+use crate::{Args, EngineConfig, Error, Result};
+
+/// The configuration file. Every field may be left out; an unknown one is an error with its line.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ConfigToml {
+    /// Addresses for workers: `IP:PORT` or `unix:PATH`. Default `["127.0.0.1:7070"]`.
+    pub listen: Vec<Listen>,
+    /// Address for metrics and health over HTTP, or `off`. Default `127.0.0.1:7071`.
+    pub http: Switch,
+    /// Where the rows live. No default.
+    pub data_dir: Option<PathBuf>,
+    /// Host RAM for rows, bookkeeping and index included. Default `1GiB`.
+    pub host_ram: Size,
+    /// Host RAM for the SSD tier's own caches and buffers. Default `64MiB`.
+    pub ssd_memory: Size,
+    /// GPU memory for rows. There is no GPU tier yet, so only `0`, the default.
+    pub gpu_cache: Size,
+    /// How long a stage waits for pinned rows to be let go before it is refused. Default `10s`.
+    pub stage_wait: Span,
+    /// What a session may ask for.
+    pub limits: LimitsToml,
+}
+
+/// The limits of a session, in the configuration file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsToml {
+    /// The largest message. Default `256MiB`.
+    pub message: Size,
+    /// Steps staged and neither pushed nor released. Default 256.
+    pub staged_steps: u32,
+    /// Keys that one request names. Default 4194304.
+    pub batch_keys: u32,
+    /// Tables that the server holds. Default 4096.
+    pub tables: u32,
+    /// Sessions open at once. Default 64.
+    pub sessions: u32,
+}
+
+/// What the server runs with.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses for workers, at least one.
+    pub listen: Vec<Listen>,
+    /// Address for metrics and health, if wanted.
+    pub http: Option<SocketAddr>,
+    /// The store and the limits.
+    pub engine: EngineConfig,
+    /// Where to write the bound addresses once the server is ready.
+    pub ready_file: Option<PathBuf>,
+}
+
+/// An address for workers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Listen {
+    /// `IP:PORT`; port 0 takes any free one.
+    Tcp(SocketAddr),
+    /// `unix:PATH`.
+    Unix(PathBuf),
+}
+
+/// An address, or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Switch(pub Option<SocketAddr>);
+
+/// Bytes, written `64MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Size(pub u64);
+
+/// A time, written `250ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+impl Default for ConfigToml {
+    fn default() -> Self {
+        Self {
+            listen: vec![Listen::Tcp((Ipv4Addr::LOCALHOST, 7070).into())],
+            http: Switch(Some((Ipv4Addr::LOCALHOST, 7071).into())),
+            data_dir: None,
+            host_ram: Size(1 << 30),
+            ssd_memory: Size(64 << 20),
+            gpu_cache: Size(0),
+            stage_wait: Span(Duration::from_secs(10)),
+            limits: LimitsToml::default(),
+        }
+    }
+}
+
+impl Default for LimitsToml {
+    fn default() -> Self {
+        let Limits {
+            message_bytes_max,
+            staged_steps_max,
+            batch_keys_max,
+            tables_max,
+            sessions_max,
+        } = Limits::DEFAULT;
+        Self {
+            message: Size(message_bytes_max),
+            staged_steps: staged_steps_max,
+            batch_keys: batch_keys_max,
+            tables: tables_max,
+            sessions: sessions_max,
+        }
+    }
+}
+
+impl ConfigToml {
+    /// Reads a configuration file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::ConfigFile { path: path.to_owned(), source })?;
+        toml::from_str(&text).map_err(|source| Error::ConfigSyntax {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })
+    }
+
+    /// The file's fields with those of the flags that were given in their place.
+    fn overridden(self, args: Args) -> (Self, Option<PathBuf>) {
+        let Args {
+            config: _,
+            listen,
+            http,
+            data_dir,
+            host_ram,
+            ssd_memory,
+            gpu_cache,
+            stage_wait,
+            message_max,
+            staged_steps_max,
+            batch_keys_max,
+            tables_max,
+            sessions_max,
+            ready_file,
+        } = args;
+        let toml = Self {
+            listen: if listen.is_empty() { self.listen } else { listen },
+            http: http.unwrap_or(self.http),
+            data_dir: data_dir.or(self.data_dir),
+            host_ram: host_ram.unwrap_or(self.host_ram),
+            ssd_memory: ssd_memory.unwrap_or(self.ssd_memory),
+            gpu_cache: gpu_cache.unwrap_or(self.gpu_cache),
+            stage_wait: stage_wait.unwrap_or(self.stage_wait),
+            limits: LimitsToml {
+                message: message_max.unwrap_or(self.limits.message),
+                staged_steps: staged_steps_max.unwrap_or(self.limits.staged_steps),
+                batch_keys: batch_keys_max.unwrap_or(self.limits.batch_keys),
+                tables: tables_max.unwrap_or(self.limits.tables),
+                sessions: sessions_max.unwrap_or(self.limits.sessions),
+            },
+        };
+        (toml, ready_file)
+    }
+}
+
+impl Config {
+    /// The file that the flags name, if any, the flags over it, every field checked.
+    pub fn from_args(args: Args) -> Result<Self> {
+        let toml = match &args.config {
+            Some(path) => ConfigToml::read(path)?,
+            None => ConfigToml::default(),
+        };
+        let (toml, ready_file) = toml.overridden(args);
+        Ok(Config { ready_file, ..Self::from_toml(toml)? })
+    }
+
+    /// A checked configuration. The tiers check their budgets' ranges themselves.
+    pub fn from_toml(toml: ConfigToml) -> Result<Self> {
+        let ConfigToml {
+            listen,
+            http,
+            data_dir,
+            host_ram,
+            ssd_memory,
+            gpu_cache,
+            stage_wait,
+            limits,
+        } = toml;
+        let LimitsToml { message, staged_steps, batch_keys, tables, sessions } = limits;
+        if listen.is_empty() {
+            return Err(setting("listen", "empty", "at least one IP:PORT or unix:PATH"));
+        }
+        if gpu_cache.0 > 0 {
+            let expected = "0: this build has no GPU tier yet";
+            return Err(setting("gpu_cache", &format_bytes(gpu_cache.0), expected));
+        }
+        let Some(data_dir) = data_dir else {
+            return Err(setting("data_dir", "missing", "a directory (--data-dir DIR)"));
+        };
+        // a message holds at least one row of the largest dimension, and fits prost's 31 bits
+        let message = in_range("limits.message", message, 64 << 10, (2 << 30) - 1)?;
+        for (name, count) in [
+            ("limits.staged_steps", staged_steps),
+            ("limits.batch_keys", batch_keys),
+            ("limits.tables", tables),
+            ("limits.sessions", sessions),
+        ] {
+            if count == 0 {
+                return Err(setting(name, "0", "at least 1"));
+            }
+        }
+        let limits = Limits {
+            message_bytes_max: message,
+            staged_steps_max: in_count("limits.staged_steps", staged_steps, 1 << 16)?,
+            batch_keys_max: batch_keys,
+            tables_max: tables,
+            sessions_max: in_count("limits.sessions", sessions, 1 << 12)?,
+        };
+        let engine = EngineConfig {
+            data_dir,
+            host_ram_bytes: host_ram.0,
+            ssd_memory_bytes: ssd_memory.0,
+            stage_wait: stage_wait.0,
+            limits,
+        };
+        Ok(Config { listen, http: http.0, engine, ready_file: None })
+    }
+}
+
+fn in_range(name: &'static str, size: Size, min: u64, max: u64) -> Result<u64> {
+    if (min..=max).contains(&size.0) {
+        return Ok(size.0);
+    }
+    let expected = format!("{} to {max} bytes", format_bytes(min));
+    Err(setting(name, &format_bytes(size.0), &expected))
+}
+
+fn in_count(name: &'static str, count: u32, max: u32) -> Result<u32> {
+    if count <= max {
+        return Ok(count);
+    }
+    Err(setting(name, &count.to_string(), &format!("1 to {max}")))
+}
+
+fn setting(setting: &'static str, found: &str, expected: &str) -> Error {
+    Error::Setting { setting, found: found.to_owned(), expected: expected.to_owned() }
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some("") => Err("unix: lacks its path".to_owned()),
+            Some(path) => Ok(Listen::Unix(path.into())),
+            None => Ok(Listen::Tcp(parse_address(text, "IP:PORT or unix:PATH")?)),
+        }
+    }
+}
+
+impl FromStr for Switch {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "off" => Ok(Switch(None)),
+            text => Ok(Switch(Some(parse_address(text, "IP:PORT or off")?))),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        parse_bytes(text).map(Size).map_err(|error| error.to_string())
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        parse_duration(text).map(Span).map_err(|error| error.to_string())
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => write!(f, "{address}"),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+fn parse_address(text: &str, expected: &str) -> std::result::Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("{text:?} is not {expected}, such as 127.0.0.1:7070"))
+}
+
+macro_rules! read_as_text {
+    ($($name:ty),*) => {$(
+        impl TryFrom<String> for $name {
+            type Error = String;
+
+            fn try_from(text: String) -> std::result::Result<Self, String> {
+                text.parse()
+            }
+        }
+    )*};
+}
+read_as_text!(Listen, Switch, Size, Span);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../../ops/config/embedding-ps.toml");
+
+    fn fault(text: &str) -> String {
+        toml::from_str::<ConfigToml>(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_example_says_what_the_defaults_are() {
+        let example = ConfigToml::read(Path::new(EXAMPLE)).unwrap();
+        let data_dir = example.data_dir.clone();
+        assert!(data_dir.is_some());
+        assert_eq!(example, ConfigToml { data_dir, ..ConfigToml::default() });
+        // and says all of it: the same file without its values has no field left to name
+        let text = std::fs::read_to_string(EXAMPLE).unwrap();
+        for field in [
+            "listen",
+            "http",
+            "data_dir",
+            "host_ram",
+            "ssd_memory",
+            "gpu_cache",
+            "stage_wait",
+            "message",
+            "staged_steps",
+            "batch_keys",
+            "tables",
+            "sessions",
+        ] {
+            assert!(text.contains(&format!("\n{field} = ")), "{field}");
+        }
+        Config::from_toml(example).unwrap();
+    }
+
+    #[test]
+    fn a_fault_in_the_file_is_told_with_its_line() {
+        let unknown = fault("host_ram = \"1GiB\"\nhost_rma = \"2GiB\"\n");
+        assert!(unknown.contains("line 2, column 1"), "{unknown}");
+        assert!(unknown.contains("unknown field `host_rma`"), "{unknown}");
+        let size = fault("\nhost_ram = \"1GB\"\n");
+        assert!(size.contains("line 2"), "{size}");
+        assert!(size.contains("64MiB"), "{size}");
+        let limits = fault("[limits]\nsteps = 3\n");
+        assert!(limits.contains("line 2") && limits.contains("staged_steps"), "{limits}");
+        assert!(fault("listen = [\"localhost\"]").contains("IP:PORT or unix:PATH"));
+        assert!(fault("stage_wait = \"10\"").contains("250ms"));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let sound = ConfigToml { data_dir: Some("d".into()), ..ConfigToml::default() };
+        let limits = LimitsToml::default();
+        let cases = [
+            ("data_dir", ConfigToml { data_dir: None, ..sound.clone() }),
+            ("gpu_cache", ConfigToml { gpu_cache: Size(1), ..sound.clone() }),
+            ("listen", ConfigToml { listen: vec![], ..sound.clone() }),
+            (
+                "limits.sessions",
+                ConfigToml {
+                    limits: LimitsToml { sessions: 0, ..limits.clone() },
+                    ..sound.clone()
+                },
+            ),
+            (
+                "limits.message",
+                ConfigToml { limits: LimitsToml { message: Size(1), ..limits }, ..sound.clone() },
+            ),
+        ];
+        for (name, toml) in cases {
+            let error = Config::from_toml(toml).unwrap_err();
+            assert!(
+                matches!(&error, Error::Setting { setting, .. } if *setting == name),
+                "{error}"
+            );
+        }
+        Config::from_toml(sound).unwrap();
+    }
+
+    #[test]
+    fn flags_stand_over_the_file() {
+        use clap::Parser;
+        let args = Args::try_parse_from([
+            "embedding-ps",
+            "--config",
+            EXAMPLE,
+            "--data-dir",
+            "/tmp/x",
+            "--host-ram",
+            "2MiB",
+            "--listen",
+            "unix:/tmp/s",
+            "--listen",
+            "[::1]:0",
+            "--http",
+            "off",
+            "--sessions-max",
+            "3",
+            "--stage-wait",
+            "250ms",
+        ])
+        .unwrap();
+        let config = Config::from_args(args).unwrap();
+        assert_eq!(config.engine.data_dir, Path::new("/tmp/x"));
+        assert_eq!(config.engine.host_ram_bytes, 2 << 20);
+        assert_eq!(config.engine.stage_wait, Duration::from_millis(250));
+        assert_eq!(config.engine.limits, Limits { sessions_max: 3, ..Limits::DEFAULT });
+        assert_eq!(config.http, None);
+        assert_eq!(
+            config.listen.iter().map(Listen::to_string).collect::<Vec<_>>(),
+            ["unix:/tmp/s", "[::1]:0"]
+        );
+    }
+}

@@ -1,0 +1,76 @@
+//! The engine without a server: one session in the caller's own process. It opens no socket.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use table::Limits;
+use wire::Session;
+
+use crate::engine::{Engine, EngineConfig};
+use crate::metrics::Metrics;
+use crate::session::EngineSession;
+use crate::{Error, Result};
+
+/// What an embedded server is given.
+#[derive(Debug, Clone)]
+pub struct EmbeddedConfig {
+    /// Where the rows live.
+    pub dir: PathBuf,
+    /// Bytes of host RAM for rows.
+    pub host_ram_bytes: u64,
+    /// Bytes of host RAM for the SSD tier's own caches.
+    pub ssd_memory_bytes: u64,
+    /// How long a stage waits for pinned rows to be let go.
+    pub stage_wait: Duration,
+    /// What the session may ask for.
+    pub limits: Limits,
+}
+
+/// A parameter server in this process, with its one session.
+pub struct Embedded {
+    engine: Arc<Engine>,
+    session: Arc<EngineSession>,
+}
+
+/// Opens a parameter server in this process.
+pub fn open_embedded(config: EmbeddedConfig) -> Result<Embedded> {
+    let EmbeddedConfig { dir, host_ram_bytes, ssd_memory_bytes, stage_wait, limits } = config;
+    let engine_config =
+        EngineConfig { data_dir: dir, host_ram_bytes, ssd_memory_bytes, stage_wait, limits };
+    let engine = Engine::open(engine_config, Metrics::new(&mut Registry::default()))?;
+    let session = engine.open_session().map_err(|error| Error::System {
+        context: "open the embedded session",
+        source: std::io::Error::other(error),
+    })?;
+    Ok(Embedded { engine, session: Arc::new(session) })
+}
+
+impl EmbeddedConfig {
+    /// The usual settings for rows in `dir` under a budget of `host_ram_bytes`.
+    pub fn new(dir: impl Into<PathBuf>, host_ram_bytes: u64) -> Self {
+        let toml = crate::ConfigToml::default();
+        Self {
+            dir: dir.into(),
+            host_ram_bytes,
+            ssd_memory_bytes: toml.ssd_memory.0,
+            stage_wait: toml.stage_wait.0,
+            limits: Limits::DEFAULT,
+        }
+    }
+}
+
+impl Embedded {
+    /// The session. Clones are the same session.
+    pub fn session(&self) -> Arc<dyn Session> {
+        Arc::clone(&self.session) as Arc<dyn Session>
+    }
+
+    /// Ends the session, releasing what it staged, and writes every row down. Clones of the session
+    /// answer [`wire::Code::Unavailable`] afterwards.
+    pub fn close(self) -> Result<()> {
+        self.session.end();
+        self.engine.close(Duration::ZERO)
+    }
+}

@@ -1,0 +1,172 @@
+//! The engine behind every session, embedded or served: the store, the limits, the count of
+//! sessions. It knows no socket.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use table::{Limits, StoreStatus, TableId, TableSpec};
+use tiers::{Store, StoreConfig};
+use tokio::sync::watch;
+use wire::Code;
+
+use crate::error::session_error;
+use crate::metrics::Metrics;
+use crate::session::EngineSession;
+use crate::{Error, Result};
+
+/// What an engine is given at its opening.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Where the rows live.
+    pub data_dir: PathBuf,
+    /// Bytes of host RAM for rows.
+    pub host_ram_bytes: u64,
+    /// Bytes of host RAM for the SSD tier's own caches.
+    pub ssd_memory_bytes: u64,
+    /// How long a stage waits for pinned rows to be let go.
+    pub stage_wait: Duration,
+    /// What a session may ask for.
+    pub limits: Limits,
+}
+
+/// A store open for sessions.
+pub struct Engine {
+    store: Store,
+    dir: PathBuf,
+    limits: Limits,
+    metrics: Metrics,
+    sessions: Mutex<Sessions>, // the count alone; never held while the store works
+    sessions_ended: Condvar,
+    poisoned: watch::Sender<Option<String>>, // the first fault that ended all work
+}
+
+#[derive(Default)]
+struct Sessions {
+    open: u32,
+    opened: u64,
+    closing: bool,
+}
+
+impl Engine {
+    /// Opens the store in `config.data_dir`, or makes one in an empty directory.
+    pub fn open(config: EngineConfig, metrics: Metrics) -> Result<Arc<Self>> {
+        let EngineConfig { data_dir, host_ram_bytes, ssd_memory_bytes, stage_wait, limits } =
+            config;
+        let store_config = StoreConfig {
+            ssd_memory_bytes,
+            stage_wait,
+            tables_max: limits.tables_max,
+            ..StoreConfig::new(&data_dir, host_ram_bytes)
+        };
+        let store = Store::open(store_config)
+            .map_err(|source| Error::Store { dir: data_dir.clone(), source: Box::new(source) })?;
+        Ok(Arc::new(Self {
+            store,
+            dir: data_dir,
+            limits,
+            metrics,
+            sessions: Mutex::default(),
+            sessions_ended: Condvar::new(),
+            poisoned: watch::Sender::new(None),
+        }))
+    }
+
+    /// Opens a session, unless there are too many or the engine is closing.
+    pub fn open_session(self: &Arc<Self>) -> wire::Result<EngineSession> {
+        let number = {
+            let mut sessions = self.sessions.lock();
+            if sessions.closing {
+                return Err(wire::Error::new(Code::Unavailable, "the server is stopping"));
+            }
+            if sessions.open >= self.limits.sessions_max {
+                let message = format!("{} sessions are open, the limit", sessions.open);
+                return Err(wire::Error::new(Code::SlowDown, message));
+            }
+            sessions.open += 1;
+            sessions.opened += 1;
+            sessions.opened
+        };
+        self.metrics.session_opened();
+        EngineSession::start(Arc::clone(self), number).inspect_err(|_| self.session_ended())
+    }
+
+    /// What a session may ask for.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Every table, in the order of their numbers.
+    pub fn tables(&self) -> Vec<(TableId, TableSpec)> {
+        self.store.tables()
+    }
+
+    /// Makes a table, or finds the one of that name.
+    pub fn create_table(&self, spec: &TableSpec) -> wire::Result<TableId> {
+        self.store.create_table(spec).map_err(|error| self.told(&error))
+    }
+
+    /// Rows, bytes and counters of every table and tier.
+    pub fn status(&self) -> StoreStatus {
+        self.store.status()
+    }
+
+    /// Sessions open now.
+    pub fn sessions_open(&self) -> u32 {
+        self.sessions.lock().open
+    }
+
+    /// Why the store refuses all work, once it does.
+    pub fn poisoned(&self) -> watch::Receiver<Option<String>> {
+        self.poisoned.subscribe()
+    }
+
+    /// Refuses new sessions from now on, waits for the open ones to end, at most for `patience`,
+    /// and writes everything down.
+    pub fn close(&self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        let mut sessions = self.sessions.lock();
+        sessions.closing = true;
+        while sessions.open > 0 {
+            if self.sessions_ended.wait_until(&mut sessions, deadline).timed_out() {
+                tracing::warn!(sessions = sessions.open, "closing under open sessions");
+                break;
+            }
+        }
+        drop(sessions);
+        self.store
+            .close()
+            .map_err(|source| Error::Store { dir: self.dir.clone(), source: Box::new(source) })
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub(crate) fn session_ended(&self) {
+        self.metrics.session_closed();
+        self.sessions.lock().open -= 1;
+        self.sessions_ended.notify_all();
+    }
+
+    /// The error that tells a session what the tiers met; a store that stops working is noted.
+    pub(crate) fn told(&self, error: &tiers::Error) -> wire::Error {
+        let error = session_error(error);
+        if error.code() == Code::Poisoned {
+            self.poisoned.send_if_modified(|cause| {
+                let first = cause.is_none();
+                if first {
+                    tracing::error!(cause = error.message(), "store refuses work");
+                    *cause = Some(error.message().to_owned());
+                }
+                first
+            });
+        }
+        error
+    }
+}

@@ -1,0 +1,293 @@
+//! What the server counts, under which names. Durations are histograms in seconds; what is under
+//! way is the difference of two counters. Rows and bytes of the tiers are read from the store when
+//! the page is asked for: they are counted there, once.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric,
+};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use table::{StoreStatus, TableStatus, TierCounters, TierStatus};
+
+use crate::engine::Engine;
+
+/// Seconds that a request took at the server, by operation. Histogram.
+pub const REQUEST_DURATION_SECONDS: &str = "embedding_ps_request_duration_seconds";
+/// Requests begun, by operation. Counter; less the finished ones it is what is under way.
+pub const STARTED_REQUESTS: &str = "embedding_ps_started_requests";
+/// Requests finished, well or not, by operation. Counter.
+pub const FINISHED_REQUESTS: &str = "embedding_ps_finished_requests";
+/// Requests that ended in an error, by operation and code. Counter.
+pub const FAILED_REQUESTS: &str = "embedding_ps_failed_requests";
+/// Sessions opened. Counter; less the closed ones it is those open now.
+pub const OPENED_SESSIONS: &str = "embedding_ps_opened_sessions";
+/// Sessions closed. Counter.
+pub const CLOSED_SESSIONS: &str = "embedding_ps_closed_sessions";
+
+/// Bytes of host RAM that rows and their index may take. Gauge.
+pub const HOST_RAM_BUDGET_BYTES: &str = "embedding_ps_host_ram_budget_bytes";
+/// Bytes of it in use. Gauge.
+pub const HOST_RAM_USED_BYTES: &str = "embedding_ps_host_ram_used_bytes";
+/// Rows in RAM that a staged step holds. Gauge.
+pub const PINNED_ROWS: &str = "embedding_ps_pinned_rows";
+/// Rows that exist, by table, each counted once. Gauge.
+pub const TABLE_ROWS: &str = "embedding_ps_table_rows";
+/// Rows in a tier, by table and tier. Gauge.
+pub const TIER_ROWS: &str = "embedding_ps_tier_rows";
+/// Bytes in a tier, by table and tier. Gauge.
+pub const TIER_BYTES: &str = "embedding_ps_tier_bytes";
+/// Keys found in a tier, by table and tier. Counter.
+pub const HIT_KEYS: &str = "embedding_ps_hit_keys";
+/// Keys looked for in a tier and not found, by table and tier. Counter.
+pub const MISSED_KEYS: &str = "embedding_ps_missed_keys";
+/// Bytes of rows read from a tier, by table and tier. Counter.
+pub const READ_BYTES: &str = "embedding_ps_read_bytes";
+/// Bytes of rows written to a tier, by table and tier. Counter.
+pub const WRITTEN_BYTES: &str = "embedding_ps_written_bytes";
+/// Rows made because their key was touched for the first time, by table. Counter.
+pub const FIRST_TOUCH_ROWS: &str = "embedding_ps_first_touch_rows";
+/// Rows fetched from SSD again after they had left RAM, by table. Counter.
+pub const REREAD_ROWS: &str = "embedding_ps_reread_rows";
+/// Rows that left RAM, by table. Counter.
+pub const EVICTED_ROWS: &str = "embedding_ps_evicted_rows";
+/// Rows written to SSD because they were dirty, by table. Counter.
+pub const WRITTEN_BACK_ROWS: &str = "embedding_ps_written_back_rows";
+
+/// What a request does, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Operation {
+    /// Taking a stage in.
+    Stage,
+    /// Resolving, fetching and pinning a staged step's rows, on the session's staging thread.
+    Staging,
+    /// Gathering rows, the wait for their staging included.
+    Pull,
+    /// Updating rows.
+    Push,
+    /// Unpinning rows.
+    Release,
+    /// Reading rows without staging.
+    Lookup,
+    /// Setting rows.
+    Assign,
+    /// Making a table.
+    CreateTable,
+    /// Listing tables.
+    ListTables,
+    /// Reading the status.
+    GetStatus,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOperation {
+    operation: Operation,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByFailure {
+    operation: Operation,
+    code: String,
+}
+
+/// The server's own counters. Clones count together.
+#[derive(Clone)]
+pub struct Metrics {
+    durations: Family<ByOperation, Histogram, fn() -> Histogram>,
+    started: Family<ByOperation, Counter>,
+    finished: Family<ByOperation, Counter>,
+    failed: Family<ByFailure, Counter>,
+    sessions_opened: Counter,
+    sessions_closed: Counter,
+}
+
+/// A request under way.
+pub(crate) struct Timer<'a> {
+    metrics: &'a Metrics,
+    operation: Operation,
+    begun: Instant,
+}
+
+impl Metrics {
+    /// Counters on the page of `registry`.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            durations: Family::new_with_constructor(duration_histogram),
+            started: Family::default(),
+            finished: Family::default(),
+            failed: Family::default(),
+            sessions_opened: Counter::default(),
+            sessions_closed: Counter::default(),
+        };
+        let m = metrics.clone();
+        registry.register(REQUEST_DURATION_SECONDS, "Time a request took", m.durations);
+        registry.register(STARTED_REQUESTS, "Requests begun", m.started);
+        registry.register(FINISHED_REQUESTS, "Requests finished, well or not", m.finished);
+        registry.register(FAILED_REQUESTS, "Requests that ended in an error", m.failed);
+        registry.register(OPENED_SESSIONS, "Sessions opened", m.sessions_opened);
+        registry.register(CLOSED_SESSIONS, "Sessions closed", m.sessions_closed);
+        metrics
+    }
+
+    pub(crate) fn session_opened(&self) {
+        self.sessions_opened.inc();
+    }
+
+    pub(crate) fn session_closed(&self) {
+        self.sessions_closed.inc();
+    }
+
+    /// Pushes finished so far, for the progress line.
+    pub(crate) fn pushes(&self) -> u64 {
+        self.finished.get_or_create(&ByOperation { operation: Operation::Push }).get()
+    }
+
+    pub(crate) fn start(&self, operation: Operation) -> Timer<'_> {
+        self.started.get_or_create(&ByOperation { operation }).inc();
+        Timer { metrics: self, operation, begun: Instant::now() }
+    }
+}
+
+impl Timer<'_> {
+    /// Counts the request as finished, and its error if it ended in one.
+    pub(crate) fn finish(self, error: Option<&wire::Error>) {
+        let Timer { metrics, operation, begun } = self;
+        let labels = ByOperation { operation };
+        metrics.durations.get_or_create(&labels).observe(begun.elapsed().as_secs_f64());
+        metrics.finished.get_or_create(&labels).inc();
+        if let Some(error) = error {
+            let code = format!("{:?}", error.code());
+            metrics.failed.get_or_create(&ByFailure { operation, code }).inc();
+        }
+    }
+}
+
+fn duration_histogram() -> Histogram {
+    Histogram::new(exponential_buckets(20e-6, 2.0, 20)) // 20 us to 10 s
+}
+
+/// Reads the store whenever the page is asked for.
+pub(crate) struct StoreCollector(pub(crate) Arc<Engine>);
+
+impl std::fmt::Debug for StoreCollector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoreCollector")
+    }
+}
+
+impl Collector for StoreCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let status: StoreStatus = self.0.status();
+        for (name, help, value) in [
+            (HOST_RAM_BUDGET_BYTES, "Host RAM for rows", status.host_ram_budget_bytes),
+            (HOST_RAM_USED_BYTES, "Host RAM in use by rows", status.host_ram_used_bytes),
+            (PINNED_ROWS, "Rows that staged steps hold", status.pinned_rows),
+        ] {
+            let gauge = ConstGauge::new(signed(value));
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        for (name, help, read) in TABLE_GAUGES {
+            by_table(&mut encoder, name, help, &status, |t| ConstGauge::new(signed(read(t))))?;
+        }
+        for (name, help, read) in TABLE_COUNTERS {
+            by_table(&mut encoder, name, help, &status, |t| ConstCounter::new(read(t)))?;
+        }
+        for (name, help, read) in TIER_GAUGES {
+            by_tier(&mut encoder, name, help, &status, |t, tier| {
+                ConstGauge::new(signed(read(tier.of(t).0)))
+            })?;
+        }
+        for (name, help, read) in TIER_COUNTERS {
+            by_tier(&mut encoder, name, help, &status, |t, tier| {
+                ConstCounter::new(read(tier.of(t).1))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+type Read<T> = (&'static str, &'static str, fn(&T) -> u64);
+
+const TABLE_GAUGES: [Read<TableStatus>; 1] = [(TABLE_ROWS, "Rows that exist", |t| t.rows)];
+const TABLE_COUNTERS: [Read<TableStatus>; 4] = [
+    (FIRST_TOUCH_ROWS, "Rows made at their first touch", |t| t.counters.first_touch),
+    (REREAD_ROWS, "Rows fetched again from SSD", |t| t.counters.ssd_rereads),
+    (EVICTED_ROWS, "Rows that left RAM", |t| t.counters.evictions),
+    (WRITTEN_BACK_ROWS, "Dirty rows written to SSD", |t| t.counters.writebacks),
+];
+const TIER_GAUGES: [Read<TierStatus>; 2] =
+    [(TIER_ROWS, "Rows in the tier", |t| t.rows), (TIER_BYTES, "Bytes in the tier", |t| t.bytes)];
+const TIER_COUNTERS: [Read<TierCounters>; 4] = [
+    (HIT_KEYS, "Keys found in the tier", |t| t.hits),
+    (MISSED_KEYS, "Keys not found in the tier", |t| t.misses),
+    (READ_BYTES, "Bytes of rows read from the tier", |t| t.bytes_read),
+    (WRITTEN_BYTES, "Bytes of rows written to the tier", |t| t.bytes_written),
+];
+
+#[derive(Clone, Copy)]
+enum Tier {
+    Gpu,
+    Host,
+    Ssd,
+}
+
+impl Tier {
+    const ALL: [(Tier, &'static str); 3] =
+        [(Tier::Gpu, "gpu"), (Tier::Host, "host"), (Tier::Ssd, "ssd")];
+
+    fn of(self, table: &TableStatus) -> (&TierStatus, &TierCounters) {
+        match self {
+            Tier::Gpu => (&table.gpu, &table.counters.gpu),
+            Tier::Host => (&table.host, &table.counters.host),
+            Tier::Ssd => (&table.ssd, &table.counters.ssd),
+        }
+    }
+}
+
+fn by_table<M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    status: &StoreStatus,
+    metric: impl Fn(&TableStatus) -> M,
+) -> Result<(), std::fmt::Error> {
+    let Some(first) = status.tables.first() else { return Ok(()) };
+    let kind = metric(first).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for table in &status.tables {
+        let labels = [("table", table.spec.name.as_str())];
+        metric(table).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn by_tier<M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    status: &StoreStatus,
+    metric: impl Fn(&TableStatus, Tier) -> M,
+) -> Result<(), std::fmt::Error> {
+    let Some(first) = status.tables.first() else { return Ok(()) };
+    let kind = metric(first, Tier::Host).metric_type();
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for table in &status.tables {
+        for (tier, tier_name) in Tier::ALL {
+            let labels = [("table", table.spec.name.as_str()), ("tier", tier_name)];
+            metric(table, tier).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
+}
+
+/// A gauge's value: what is over 63 bits stays at the top.
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

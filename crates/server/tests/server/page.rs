@@ -1,0 +1,105 @@
+//! What operators see: the page of metrics, the health check, `psctl`.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use clap::Parser;
+use table::StoreStatus;
+use wire::Session;
+
+use crate::{connect, start, tcp, toml, train, unix};
+
+fn get(server: &server::Server, path: &str) -> String {
+    let address = server.addresses().http.clone().unwrap();
+    let mut stream = TcpStream::connect(address.strip_prefix("http://").unwrap()).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn the_page_has_every_metric_and_health_says_serving() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(toml(dir.path()));
+    assert!(get(&server, "/healthz").contains("200 OK"));
+    assert!(get(&server, "/metrics").contains("# EOF"), "without any table");
+    let session = connect(&tcp(&server));
+    train(&session, 5, 2);
+    assert!(session.pull(table::Step(99), &mut []).is_err()); // the client itself knows it
+    let keys = crate::batch(&[(77, &[1])]);
+    assert!(session.assign(&keys, &[0.0]).is_err());
+    let page = get(&server, "/metrics");
+    use server::metrics as m;
+    for line in [
+        format!("{}_count{{operation=\"Pull\"}} 5", m::REQUEST_DURATION_SECONDS),
+        format!("{}_total{{operation=\"Push\"}} 5", m::STARTED_REQUESTS),
+        format!("{}_total{{operation=\"Push\"}} 5", m::FINISHED_REQUESTS),
+        format!("{}_total{{operation=\"Staging\"}} ", m::FINISHED_REQUESTS),
+        format!("{}_total{{operation=\"Assign\",code=\"NotFound\"}} 1", m::FAILED_REQUESTS),
+        format!("{}_total 1", m::OPENED_SESSIONS),
+        format!("{}_total 0", m::CLOSED_SESSIONS),
+        format!("{} {}", m::HOST_RAM_BUDGET_BYTES, crate::HOST_RAM_BYTES),
+        format!("{} 0", m::PINNED_ROWS),
+        format!("{}{{table=\"a\"}} ", m::TABLE_ROWS),
+        format!("{}{{table=\"a\",tier=\"host\"}} ", m::TIER_ROWS),
+        format!("{}{{table=\"b\",tier=\"ssd\"}} ", m::TIER_BYTES),
+        format!("{}_total{{table=\"a\",tier=\"host\"}} ", m::HIT_KEYS),
+        format!("{}_total{{table=\"a\",tier=\"gpu\"}} 0", m::MISSED_KEYS),
+        format!("{}_total{{table=\"b\",tier=\"host\"}} ", m::READ_BYTES),
+        format!("{}_total{{table=\"b\",tier=\"host\"}} ", m::WRITTEN_BYTES),
+        format!("{}_total{{table=\"a\"}} ", m::FIRST_TOUCH_ROWS),
+        format!("{}_total{{table=\"a\"}} 0", m::REREAD_ROWS),
+        format!("{}_total{{table=\"a\"}} 0", m::EVICTED_ROWS),
+        format!("{}_total{{table=\"b\"}} ", m::WRITTEN_BACK_ROWS),
+        format!("{} ", m::HOST_RAM_USED_BYTES),
+    ] {
+        assert!(page.lines().any(|l| l.starts_with(&line)), "{line}\n{page}");
+    }
+    drop(session);
+    server.stop().unwrap();
+}
+
+fn psctl(arguments: &[&str]) -> (String, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let args = admin::Args::try_parse_from([&["psctl"], arguments].concat()).unwrap();
+    let code = format!("{:?}", admin::run(args, &mut out, &mut err));
+    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+#[test]
+fn psctl_tells_rows_and_hits() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(toml(dir.path()));
+    let (address, socket) = (tcp(&server).to_string(), unix(&server).to_string());
+    let success = format!("{:?}", std::process::ExitCode::SUCCESS);
+    let (code, out, _) = psctl(&["--server", &address, "tables"]);
+    assert_eq!((code.as_str(), out.as_str()), (success.as_str(), "no tables\n"));
+    let session = connect(&tcp(&server));
+    train(&session, 5, 2);
+    drop(session);
+
+    let (_, json, _) = psctl(&["--server", &socket, "status", "--json"]);
+    let status: StoreStatus = serde_json::from_str(&json).unwrap();
+    assert_eq!(status, server.engine().status());
+    let (_, text, _) = psctl(&["tables", "--server", &socket]);
+    let a = status.tables.iter().find(|table| table.spec.name == "a").unwrap();
+    let line = text.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(line[..4], ["0", "a", "4", "adagrad"]);
+    assert_eq!(line[4], a.rows.to_string());
+    assert_eq!(line[8..10], [a.counters.host.hits, a.counters.host.misses].map(|n| n.to_string()));
+    let (_, text, _) = psctl(&["status", "--server", &address]);
+    assert!(text.contains("tables         2 of at most 4096\n"), "{text}");
+
+    let new = ["--server", &address, "create-table", "--name", "c", "--dim", "8"];
+    assert_eq!(psctl(&new).1, "c is table 2\n");
+    let other = ["--server", &address, "create-table", "--name", "c", "--dim", "9"];
+    let (code, _, err) = psctl(&other);
+    assert_eq!(code, format!("{:?}", std::process::ExitCode::from(2)));
+    assert!(err.contains("dim"), "{err}");
+    server.stop().unwrap();
+
+    let (code, _, err) = psctl(&["--server", &address, "tables"]);
+    assert_eq!(code, format!("{:?}", std::process::ExitCode::from(1)));
+    assert_eq!(err, format!("psctl: nothing listens at {address} (connection refused)\n"));
+}

@@ -1,0 +1,456 @@
+//! Messages to words and back: every message is checked here, once, on receipt. It does not look at
+//! limits or at what the server holds.
+
+use table::{
+    Counters, Initializer, Key, KeyBatch, KeyRun, Limits, Optimizer, RowStatus, StoreStatus,
+    TableId, TableSpec, TableStatus, TierCounters, TierStatus,
+};
+
+use crate::proto;
+use crate::proto::initializer::Distribution;
+use crate::proto::optimizer::Rule;
+use crate::{Code, Error, Result, packed};
+
+impl From<&KeyBatch> for proto::Keys {
+    fn from(batch: &KeyBatch) -> Self {
+        let run = |run: &KeyRun| proto::KeyRun { table: run.table.0, rows: run.rows };
+        let runs = batch.key_runs().iter().map(run).collect();
+        proto::Keys { runs, keys: packed::pack_keys(batch.keys()) }
+    }
+}
+
+impl TryFrom<proto::Keys> for KeyBatch {
+    type Error = Error;
+
+    fn try_from(message: proto::Keys) -> Result<Self> {
+        let run = |run: proto::KeyRun| KeyRun { table: TableId(run.table), rows: run.rows };
+        let keys: Vec<Key> = packed::unpack_keys("keys", &message.keys)?;
+        Ok(KeyBatch::from_parts(message.runs.into_iter().map(run).collect(), keys)?)
+    }
+}
+
+impl From<&Error> for proto::Status {
+    fn from(error: &Error) -> Self {
+        proto::Status { code: error.code() as u32, message: error.message().to_owned() }
+    }
+}
+
+impl From<proto::Status> for Error {
+    fn from(message: proto::Status) -> Self {
+        Error::new(Code::from_number(message.code), message.message)
+    }
+}
+
+/// Packs the statuses of a lookup, one byte a row.
+pub fn pack_statuses(statuses: &[RowStatus]) -> bytes::Bytes {
+    statuses.iter().map(|status| *status as u8).collect::<Vec<u8>>().into()
+}
+
+/// Unpacks the statuses of a lookup.
+pub fn unpack_statuses(packed: &[u8]) -> Result<Vec<RowStatus>> {
+    let unknown = |byte| {
+        Error::new(Code::InvalidArgument, format!("status of a row is {byte}, expected 1 to 6"))
+    };
+    packed.iter().map(|&byte| RowStatus::from_byte(byte).ok_or_else(|| unknown(byte))).collect()
+}
+
+impl From<Limits> for proto::Limits {
+    fn from(limits: Limits) -> Self {
+        let Limits {
+            message_bytes_max,
+            staged_steps_max,
+            batch_keys_max,
+            tables_max,
+            sessions_max,
+        } = limits;
+        proto::Limits {
+            message_bytes_max,
+            staged_steps_max,
+            batch_keys_max,
+            tables_max,
+            sessions_max,
+        }
+    }
+}
+
+impl From<proto::Limits> for Limits {
+    fn from(message: proto::Limits) -> Self {
+        Limits {
+            message_bytes_max: message.message_bytes_max,
+            staged_steps_max: message.staged_steps_max,
+            batch_keys_max: message.batch_keys_max,
+            tables_max: message.tables_max,
+            sessions_max: message.sessions_max,
+        }
+    }
+}
+
+impl From<&TableSpec> for proto::TableSpec {
+    fn from(spec: &TableSpec) -> Self {
+        let TableSpec { name, dim, optimizer, initializer, seed } = spec;
+        proto::TableSpec {
+            name: name.clone(),
+            dim: *dim,
+            optimizer: Some((*optimizer).into()),
+            initializer: Some((*initializer).into()),
+            seed: *seed,
+        }
+    }
+}
+
+impl TryFrom<proto::TableSpec> for TableSpec {
+    type Error = Error;
+
+    fn try_from(message: proto::TableSpec) -> Result<Self> {
+        let proto::TableSpec { name, dim, optimizer, initializer, seed } = message;
+        let lacks = |field| {
+            Error::new(Code::InvalidArgument, format!("table {name:?} comes without its {field}"))
+        };
+        let rule = optimizer.and_then(|optimizer| optimizer.rule);
+        let distribution = initializer.and_then(|initializer| initializer.distribution);
+        let optimizer = rule.ok_or_else(|| lacks("optimizer"))?.into();
+        let initializer = distribution.ok_or_else(|| lacks("initializer"))?.into();
+        let spec = TableSpec { name, dim, optimizer, initializer, seed };
+        spec.validate()?;
+        Ok(spec)
+    }
+}
+
+impl From<Optimizer> for proto::Optimizer {
+    fn from(optimizer: Optimizer) -> Self {
+        use proto::optimizer::{Adagrad, Adam, Sgd};
+        let rule = match optimizer {
+            Optimizer::Sgd => Rule::Sgd(Sgd {}),
+            Optimizer::Adagrad { eps, initial_accumulator } => {
+                Rule::Adagrad(Adagrad { eps, initial_accumulator })
+            }
+            Optimizer::RowWiseAdagrad { eps, initial_accumulator } => {
+                Rule::RowWiseAdagrad(Adagrad { eps, initial_accumulator })
+            }
+            Optimizer::Adam { beta1, beta2, eps } => Rule::Adam(Adam { beta1, beta2, eps }),
+        };
+        proto::Optimizer { rule: Some(rule) }
+    }
+}
+
+impl From<Rule> for Optimizer {
+    fn from(rule: Rule) -> Self {
+        match rule {
+            Rule::Sgd(_) => Optimizer::Sgd,
+            Rule::Adagrad(r) => {
+                Optimizer::Adagrad { eps: r.eps, initial_accumulator: r.initial_accumulator }
+            }
+            Rule::RowWiseAdagrad(r) => {
+                Optimizer::RowWiseAdagrad { eps: r.eps, initial_accumulator: r.initial_accumulator }
+            }
+            Rule::Adam(r) => Optimizer::Adam { beta1: r.beta1, beta2: r.beta2, eps: r.eps },
+        }
+    }
+}
+
+impl From<Initializer> for proto::Initializer {
+    fn from(initializer: Initializer) -> Self {
+        use proto::initializer::{Normal, Uniform, UniformByRows, Zeros};
+        let distribution = match initializer {
+            Initializer::UniformByRows { rows } => {
+                Distribution::UniformByRows(UniformByRows { rows })
+            }
+            Initializer::Uniform { bound } => Distribution::Uniform(Uniform { bound }),
+            Initializer::Normal { mean, std } => Distribution::Normal(Normal { mean, std }),
+            Initializer::Zeros => Distribution::Zeros(Zeros {}),
+        };
+        proto::Initializer { distribution: Some(distribution) }
+    }
+}
+
+impl From<Distribution> for Initializer {
+    fn from(distribution: Distribution) -> Self {
+        match distribution {
+            Distribution::UniformByRows(d) => Initializer::UniformByRows { rows: d.rows },
+            Distribution::Uniform(d) => Initializer::Uniform { bound: d.bound },
+            Distribution::Normal(d) => Initializer::Normal { mean: d.mean, std: d.std },
+            Distribution::Zeros(_) => Initializer::Zeros,
+        }
+    }
+}
+
+impl From<&(TableId, TableSpec)> for proto::Table {
+    fn from((table, spec): &(TableId, TableSpec)) -> Self {
+        proto::Table { table: table.0, spec: Some(spec.into()) }
+    }
+}
+
+impl TryFrom<proto::Table> for (TableId, TableSpec) {
+    type Error = Error;
+
+    fn try_from(message: proto::Table) -> Result<Self> {
+        let id = TableId(message.table);
+        Ok((id, spec_of(id, message.spec)?))
+    }
+}
+
+impl From<&StoreStatus> for proto::StoreStatus {
+    fn from(status: &StoreStatus) -> Self {
+        let StoreStatus {
+            tables,
+            host_ram_budget_bytes,
+            host_ram_used_bytes,
+            pinned_rows,
+            opened_clean,
+        } = status;
+        proto::StoreStatus {
+            tables: tables.iter().map(proto::TableStatus::from).collect(),
+            host_ram_budget_bytes: *host_ram_budget_bytes,
+            host_ram_used_bytes: *host_ram_used_bytes,
+            pinned_rows: *pinned_rows,
+            opened_clean: *opened_clean,
+        }
+    }
+}
+
+impl TryFrom<proto::StoreStatus> for StoreStatus {
+    type Error = Error;
+
+    fn try_from(message: proto::StoreStatus) -> Result<Self> {
+        Ok(StoreStatus {
+            tables: message.tables.into_iter().map(TryInto::try_into).collect::<Result<_>>()?,
+            host_ram_budget_bytes: message.host_ram_budget_bytes,
+            host_ram_used_bytes: message.host_ram_used_bytes,
+            pinned_rows: message.pinned_rows,
+            opened_clean: message.opened_clean,
+        })
+    }
+}
+
+impl From<&TableStatus> for proto::TableStatus {
+    fn from(status: &TableStatus) -> Self {
+        let TableStatus { id, spec, rows, gpu, host, ssd, counters } = status;
+        let tier = |tier: &TierStatus| {
+            let TierStatus { rows, bytes } = *tier;
+            Some(proto::TierStatus { rows, bytes })
+        };
+        proto::TableStatus {
+            table: id.0,
+            spec: Some(spec.into()),
+            rows: *rows,
+            gpu: tier(gpu),
+            host: tier(host),
+            ssd: tier(ssd),
+            counters: Some(counters.into()),
+        }
+    }
+}
+
+impl TryFrom<proto::TableStatus> for TableStatus {
+    type Error = Error;
+
+    fn try_from(message: proto::TableStatus) -> Result<Self> {
+        let id = TableId(message.table);
+        let tier = |tier: Option<proto::TierStatus>| {
+            let proto::TierStatus { rows, bytes } = tier.unwrap_or_default();
+            TierStatus { rows, bytes }
+        };
+        Ok(TableStatus {
+            id,
+            spec: spec_of(id, message.spec)?,
+            rows: message.rows,
+            gpu: tier(message.gpu),
+            host: tier(message.host),
+            ssd: tier(message.ssd),
+            counters: message.counters.unwrap_or_default().into(),
+        })
+    }
+}
+
+impl From<&Counters> for proto::Counters {
+    fn from(counters: &Counters) -> Self {
+        let Counters { gpu, host, ssd, first_touch, ssd_rereads, evictions, writebacks } =
+            *counters;
+        let tier = |tier: TierCounters| {
+            let TierCounters { hits, misses, bytes_read, bytes_written } = tier;
+            Some(proto::TierCounters { hits, misses, bytes_read, bytes_written })
+        };
+        proto::Counters {
+            gpu: tier(gpu),
+            host: tier(host),
+            ssd: tier(ssd),
+            first_touch,
+            ssd_rereads,
+            evictions,
+            writebacks,
+        }
+    }
+}
+
+impl From<proto::Counters> for Counters {
+    fn from(message: proto::Counters) -> Self {
+        let tier = |tier: Option<proto::TierCounters>| {
+            let proto::TierCounters { hits, misses, bytes_read, bytes_written } =
+                tier.unwrap_or_default();
+            TierCounters { hits, misses, bytes_read, bytes_written }
+        };
+        Counters {
+            gpu: tier(message.gpu),
+            host: tier(message.host),
+            ssd: tier(message.ssd),
+            first_touch: message.first_touch,
+            ssd_rereads: message.ssd_rereads,
+            evictions: message.evictions,
+            writebacks: message.writebacks,
+        }
+    }
+}
+
+fn spec_of(id: TableId, spec: Option<proto::TableSpec>) -> Result<TableSpec> {
+    let lacks =
+        || Error::new(Code::InvalidArgument, format!("{id} comes without its specification"));
+    spec.ok_or_else(lacks)?.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    fn optimizers() -> impl Strategy<Value = Optimizer> {
+        let unit = 0.0_f32..1.0;
+        prop_oneof![
+            Just(Optimizer::Sgd),
+            (1e-12_f32..1.0, 0.0_f32..2.0).prop_map(|(eps, initial_accumulator)| {
+                Optimizer::Adagrad { eps, initial_accumulator }
+            }),
+            (1e-12_f32..1.0, 0.0_f32..2.0).prop_map(|(eps, initial_accumulator)| {
+                Optimizer::RowWiseAdagrad { eps, initial_accumulator }
+            }),
+            (unit.clone(), unit, 1e-12_f32..1.0)
+                .prop_map(|(beta1, beta2, eps)| { Optimizer::Adam { beta1, beta2, eps } }),
+        ]
+    }
+
+    fn initializers() -> impl Strategy<Value = Initializer> {
+        prop_oneof![
+            (1_u64..).prop_map(|rows| Initializer::UniformByRows { rows }),
+            (0.0_f32..9.0).prop_map(|bound| Initializer::Uniform { bound }),
+            (-9.0_f32..9.0, 0.0_f32..9.0).prop_map(|(mean, std)| Initializer::Normal { mean, std }),
+            Just(Initializer::Zeros),
+        ]
+    }
+
+    prop_compose! {
+        fn specs()(
+            name in "[A-Za-z0-9_.-]{1,64}",
+            dim in 1_u32..=4096,
+            optimizer in optimizers(),
+            initializer in initializers(),
+            seed: u64,
+        ) -> TableSpec {
+            TableSpec { name, dim, optimizer, initializer, seed }
+        }
+    }
+
+    prop_compose! {
+        fn counters()(n in prop::array::uniform16(0_u64..)) -> Counters {
+            let tier = |i: usize| TierCounters {
+                hits: n[i], misses: n[i + 1], bytes_read: n[i + 2], bytes_written: n[i + 3],
+            };
+            Counters {
+                gpu: tier(0), host: tier(4), ssd: tier(8),
+                first_touch: n[12], ssd_rereads: n[13], evictions: n[14], writebacks: n[15],
+            }
+        }
+    }
+
+    prop_compose! {
+        fn statuses()(
+            tables in prop::collection::vec((specs(), counters()), 0..4),
+            n in prop::array::uniform12(0_u64..),
+            opened_clean: bool,
+        ) -> StoreStatus {
+            let tier = |i: usize| TierStatus { rows: n[i], bytes: n[i + 1] };
+            let tables = tables.into_iter().enumerate().map(|(i, (spec, counters))| TableStatus {
+                id: TableId(i as u32), spec, rows: n[0],
+                gpu: tier(1), host: tier(3), ssd: tier(5), counters,
+            });
+            StoreStatus {
+                tables: tables.collect(),
+                host_ram_budget_bytes: n[7],
+                host_ram_used_bytes: n[8],
+                pinned_rows: n[9],
+                opened_clean,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_specification_comes_back(spec in specs()) {
+            let bytes = proto::TableSpec::from(&spec).encode_to_vec();
+            let message = proto::TableSpec::decode(&bytes[..]).unwrap();
+            prop_assert_eq!(TableSpec::try_from(message).unwrap(), spec);
+        }
+
+        #[test]
+        fn a_status_comes_back(status in statuses()) {
+            let bytes = proto::StoreStatus::from(&status).encode_to_vec();
+            let message = proto::StoreStatus::decode(&bytes[..]).unwrap();
+            prop_assert_eq!(StoreStatus::try_from(message).unwrap(), status);
+        }
+
+        #[test]
+        fn keys_come_back(tables in prop::collection::btree_map(
+            any::<u32>(), prop::collection::btree_set(any::<u64>(), 1..20), 0..5))
+        {
+            let mut batch = KeyBatch::new();
+            for (table, keys) in tables {
+                let keys: Vec<Key> = keys.into_iter().map(Key).collect();
+                batch.push_run(TableId(table), &keys).unwrap();
+            }
+            let bytes = proto::Keys::from(&batch).encode_to_vec();
+            let message = proto::Keys::decode(&bytes[..]).unwrap();
+            prop_assert_eq!(KeyBatch::try_from(message).unwrap(), batch);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_or_read_and_never_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..512))
+        {
+            use proto::request::Request as R;
+            if let Ok(message) = proto::Request::decode(&bytes[..])
+                && let Some(
+                    R::Stage(proto::Stage { keys: Some(keys), .. })
+                    | R::Lookup(proto::Lookup { keys: Some(keys) })
+                    | R::Assign(proto::Assign { keys: Some(keys), .. }),
+                ) = message.request
+            {
+                let _ = KeyBatch::try_from(keys);
+            }
+            let _ = proto::Keys::decode(&bytes[..]).map(KeyBatch::try_from);
+            let _ = proto::TableSpec::decode(&bytes[..]).map(TableSpec::try_from);
+            let _ = proto::StoreStatus::decode(&bytes[..]).map(StoreStatus::try_from);
+            let _ = proto::Response::decode(&bytes[..]);
+            let _ = unpack_statuses(&bytes);
+        }
+
+        #[test]
+        fn arbitrary_runs_are_refused_or_read_and_never_panic(
+            runs in prop::collection::vec((0_u32..4, prop_oneof![0_u32..4, any::<u32>()]), 0..5),
+            keys in prop::collection::vec(any::<u8>(), 0..64))
+        {
+            let runs = runs.into_iter().map(|(table, rows)| proto::KeyRun { table, rows });
+            let message = proto::Keys { runs: runs.collect(), keys: keys.into() };
+            if let Ok(batch) = KeyBatch::try_from(message.clone()) {
+                prop_assert_eq!(proto::Keys::from(&batch).keys, message.keys);
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_message_lacks_is_named() {
+        let spec = proto::TableSpec { name: "C1".into(), dim: 4, ..Default::default() };
+        let error = TableSpec::try_from(spec).unwrap_err();
+        assert_eq!(error.message(), "table \"C1\" comes without its optimizer");
+        let error = unpack_statuses(&[1, 6, 0]).unwrap_err();
+        assert_eq!(error.message(), "status of a row is 0, expected 1 to 6");
+    }
+}
