@@ -14,7 +14,7 @@ pub struct Batch {
     pub dense_width: usize,
     /// One for each categorical column.
     pub features: Vec<Jagged>,
-    /// The index in the source of the first row.
+    /// The index in the source of the first row; 0 where rows are shuffled.
     pub first_row: u64,
 }
 

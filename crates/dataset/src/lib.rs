@@ -17,6 +17,8 @@ mod text;
 
 mod columnar;
 
+mod shuffle;
+
 mod reader;
 
 mod batch;
@@ -33,6 +35,7 @@ pub use batch::{Batch, Jagged};
 pub use error::{Error, Place, Result};
 pub use options::{BadRows, DenseColumns, ReadOptions, RowSelection, Schema};
 pub use reader::{Reader, fit_standardisation, fit_transform, open};
+pub use shuffle::Shuffle;
 pub use source::Source;
 pub use synthetic::{Bayes, Generator, RowBlock, SyntheticSpec};
 pub use text::{LINE_BYTES_MAX, token_key};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{DenseTransform, Error};
+use crate::{DenseTransform, Error, Shuffle};
 
 /// Everything that decides what a reader's batches hold, given the source.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +38,8 @@ pub struct ReadOptions {
     pub max_ind_range: Option<u64>,
     /// What becomes of a row that can't be read.
     pub bad_rows: BadRows,
+    /// Gives rows out in a random order; without it, in the order of the source.
+    pub shuffle: Option<Shuffle>,
     /// Stops after so many batches.
     pub batches_max: Option<u64>,
 }
@@ -55,6 +57,7 @@ impl ReadOptions {
             missing_indicator: false,
             max_ind_range: None,
             bad_rows: BadRows::Error,
+            shuffle: None,
             batches_max: None,
         }
     }

@@ -4,15 +4,16 @@
 use std::path::Path;
 
 use crate::columnar::ParquetRows;
+use crate::shuffle::ShuffledRows;
 use crate::synthetic::SyntheticRows;
 use crate::text::TextRows;
 use crate::transform::Moments;
 use crate::{
-    BadRows, Batch, DenseTransform, Error, ReadOptions, Result, Schema, Source, Standardisation,
-    TransformKind,
+    BadRows, Batch, DenseTransform, Error, ReadOptions, Result, Schema, Shuffle, Source,
+    Standardisation, TransformKind,
 };
 
-/// Rows of the largest batch: with it the values of a feature fit an index of 32 bits.
+/// Rows of the largest batch or window: with it a feature's values fit an index of 32 bits.
 const BATCH_ROWS_MAX: usize = 1 << 24;
 
 /// Opens a source for reading from its first row.
@@ -22,6 +23,15 @@ pub fn open(source: &Source, options: &ReadOptions) -> Result<Reader> {
             what: "batch rows",
             found: options.batch_rows.to_string(),
             expected: format!("1 to {BATCH_ROWS_MAX}"),
+        });
+    }
+    if let Some(Shuffle { window_rows, .. }) = options.shuffle
+        && (window_rows == 0 || window_rows > BATCH_ROWS_MAX)
+    {
+        return Err(Error::Argument {
+            what: "shuffle window",
+            found: window_rows.to_string(),
+            expected: format!("1 to {BATCH_ROWS_MAX} rows"),
         });
     }
     if options.max_ind_range == Some(0) {
@@ -43,6 +53,10 @@ pub fn open(source: &Source, options: &ReadOptions) -> Result<Reader> {
             return Err(Error::StandardisationWidth { found, expected });
         }
     }
+    let rows = match options.shuffle {
+        Some(shuffle) => Box::new(ShuffledRows::new(rows, shuffle)),
+        None => rows,
+    };
     let table_rows = match source {
         Source::Synthetic(spec) => Some(spec.table_rows()),
         Source::Criteo { .. } | Source::Tsv { .. } | Source::Parquet { .. } => None,
@@ -65,7 +79,7 @@ fn boxed(opened: (impl Rows + Send + 'static, Schema)) -> (Box<dyn Rows + Send>,
     (Box::new(opened.0), opened.1)
 }
 
-/// The batches of a source, in the order of its rows.
+/// The batches of a source, in the order of its rows or shuffled.
 pub struct Reader {
     source: String,
     rows: Box<dyn Rows + Send>,
@@ -147,7 +161,7 @@ impl Reader {
 /// A first pass over the rows that `options` select: mean and spread of each dense column after
 /// `options.dense_transform`, missing values left out.
 pub fn fit_standardisation(source: &Source, options: &ReadOptions) -> Result<Standardisation> {
-    let options = ReadOptions { missing_indicator: true, ..options.clone() };
+    let options = ReadOptions { missing_indicator: true, shuffle: None, ..options.clone() };
     let mut reader = open(source, &options)?;
     let mut moments = Moments::new(reader.schema().dense.len());
     let mut batch = Batch::new();

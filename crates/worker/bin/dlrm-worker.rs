@@ -1,0 +1,95 @@
+//! `dlrm-worker`: opens the session that `--ps` names, in this process or over a connection, hands it
+//! to the command, and turns the outcome into an exit code. It does nothing else.
+//!
+//! Exit codes: 0 done, 1 the world failed (server gone, disk full), 2 bad input, 130 ended by a
+//! signal after everything trained was saved.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use server::{EmbeddedConfig, open_embedded};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use wire::client::{CONNECT_TIMEOUT, GrpcSession};
+use wire::{Endpoint, Session};
+use worker::cli::{Cli, Command, PsArgs};
+
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::builder()
+                .with_default_directive(tracing::Level::WARN.into())
+                .from_env_lossy(),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let stop = Arc::new(AtomicBool::new(false));
+    match run(&Cli::parse().command, &stop) {
+        Ok(lines) => {
+            let _ = std::io::stdout().write_all(lines.as_bytes()); // a closed pipe is the reader's choice
+            if stop.load(Ordering::Relaxed) { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS }
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "dlrm-worker: {error:#}");
+            ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<String> {
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(stop)).context("register signal")?;
+    }
+    match (command, command.ps()) {
+        (Command::Generate(args), _) => Ok(worker::generate_command(args)?),
+        (_, None) => anyhow::bail!("this command needs --ps"),
+        (_, Some(ps)) => with_session(ps, |session| carry_out(command, session, stop)),
+    }
+}
+
+fn carry_out(command: &Command, session: &dyn Session, stop: &AtomicBool) -> Result<String> {
+    Ok(match command {
+        Command::Train(args) => worker::train_command(args, session, stop)?.1,
+        Command::Eval(args) => worker::evaluate_command(args, session)?.1,
+        Command::Predict(args) => worker::predict_command(args, session)?,
+        Command::Export(args) => worker::export_command(args, session)?,
+        Command::Generate(args) => worker::generate_command(args)?,
+    })
+}
+
+/// Runs `body` with the session of `--ps`. An embedded store is closed cleanly whatever `body` says,
+/// so that nothing that was trained is lost to a bad flag of a later phase.
+fn with_session(
+    ps: &PsArgs,
+    body: impl FnOnce(&dyn Session) -> Result<String>,
+) -> Result<String> {
+    match ps.ps.parse::<Endpoint>()? {
+        Endpoint::Embedded(dir) => {
+            let mut config = EmbeddedConfig::new(dir, ps.host_ram);
+            config.ssd_memory_bytes = ps.ssd_memory;
+            let embedded = open_embedded(config)?;
+            let outcome = body(&*embedded.session());
+            let closed = embedded.close().context("close the store");
+            let lines = outcome?;
+            closed?;
+            Ok(lines)
+        }
+        remote => body(&GrpcSession::open(&remote, CONNECT_TIMEOUT, "dlrm-worker")?),
+    }
+}
+
+fn is_bad_input(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        let worker = cause.downcast_ref::<worker::Error>();
+        let wire = cause.downcast_ref::<wire::Error>();
+        let server = cause.downcast_ref::<server::Error>();
+        worker.is_some_and(worker::Error::is_bad_input)
+            || wire.is_some_and(|error| error.code().is_bad_input())
+            || server.is_some_and(server::Error::is_bad_input)
+    })
+}

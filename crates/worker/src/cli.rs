@@ -1,0 +1,349 @@
+//! The command line as typed, in the words of facebookresearch/dlrm. It checks the form of each
+//! flag; what flags mean together is settled in `setup`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dataset::{BadRows, DenseColumns, RowSelection, Source, TransformKind};
+use table::units;
+
+/// Trains and runs a DLRM whose embedding tables live in embedding-ps.
+#[derive(Debug, Parser)]
+#[command(name = "dlrm-worker", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Train on a tab-separated file with a header, tables under 16 MiB of RAM, then evaluate:
+    dlrm-worker train --ps embedded:runs/ps --host-ram 16MiB --data tsv:flights.tsv.gz \\
+        --dense-columns 13 --dense-transform standard --rows train --eval-rows test \\
+        --shuffle-window 300000 \\
+        --arch-mlp-bot 13-64-16 --arch-mlp-top 128-64-1 --optimizer rwsadagrad \\
+        --learning-rate 0.05 --save-model runs/model
+  Predict with what was trained:
+    dlrm-worker predict --ps embedded:runs/ps --load-model runs/model \\
+        --data tsv:flights.tsv.gz --rows test --output runs/probabilities.txt
+  Criteo's own files, as facebookresearch/dlrm trains them, through a server:
+    embedding-ps --data-dir /data/ps --host-ram 8GiB &
+    dlrm-worker train --ps http://127.0.0.1:7070 --data criteo:day_0.gz \\
+        --arch-mlp-bot 13-512-256-64-16 --arch-mlp-top 512-256-1 --mini-batch-size 2048";
+
+/// What the worker does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train on data; then, with --eval-data or --eval-rows, evaluate.
+    Train(Box<TrainArgs>),
+    /// Evaluate a trained model: AUC, logloss, accuracy.
+    Eval(EvalArgs),
+    /// Write a probability for each row, in input order.
+    Predict(PredictArgs),
+    /// Write the whole model as safetensors under facebookresearch/dlrm's names.
+    Export(ExportArgs),
+    /// Write a file of generated Criteo-like data and tell what the best model could reach on it.
+    Generate(GenerateArgs),
+}
+
+/// Where the tables are.
+#[derive(Debug, Args)]
+pub struct PsArgs {
+    /// The parameter server: embedded:DIR | http://HOST:PORT | unix:PATH
+    #[arg(long, value_name = "ENDPOINT")]
+    pub ps: String,
+    /// Bytes of host RAM for rows and their index (embedded only)
+    #[arg(long, default_value = "1GiB", value_parser = units::parse_bytes)]
+    pub host_ram: u64,
+    /// Bytes of RAM for RocksDB's write buffers and block cache (embedded only)
+    #[arg(long, default_value = "64MiB", value_parser = units::parse_bytes)]
+    pub ssd_memory: u64,
+}
+
+/// Which rows to read, and how.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    /// criteo:PATH[.gz] | tsv:PATH[.gz] (with a header) | parquet:PATH | synthetic:NAME=VALUE,...
+    #[arg(long)]
+    pub data: Source,
+    /// all, or one part of the ten-bucket split: train (buckets 0-7) | valid (8) | test (9)
+    #[arg(long, default_value = "all")]
+    pub rows: RowSelection,
+    /// Stop after so many batches
+    #[arg(long)]
+    pub num_batches: Option<u64>,
+    /// Malformed rows: "error", or "skip:N" to count and pass over up to N
+    #[arg(long, default_value = "error")]
+    pub bad_rows: BadRows,
+}
+
+/// How columns become features. Kept with the model, so only `train` asks.
+#[derive(Debug, Args)]
+pub struct FeatureArgs {
+    /// Dense columns of a file with a header: how many follow the label, or their names with commas
+    /// "auto" for those named I1, I2, ...
+    #[arg(long, default_value = "auto", value_name = "N|NAMES|auto")]
+    pub dense_columns: DenseColumns,
+    /// none | log1p | signed-log1p | standard | signed-log1p+standard
+    /// [default: log1p for Criteo data, none otherwise]
+    #[arg(long)]
+    pub dense_transform: Option<TransformKind>,
+    /// Add, for each dense column, one that is 1 where the value is missing
+    #[arg(long)]
+    pub missing_indicator: bool,
+    /// Take categorical ids modulo this, as facebookresearch/dlrm does; else keys have 64 bits
+    #[arg(long, value_name = "N")]
+    pub max_ind_range: Option<u64>,
+}
+
+/// The network.
+#[derive(Debug, Args)]
+pub struct ArchArgs {
+    /// Floats in an embedding row
+    #[arg(long, default_value_t = 16)]
+    pub arch_sparse_feature_size: usize,
+    /// Rows of each table, 1460-583-...: for initialisation by rows, and for export
+    #[arg(long, value_name = "N-N-...")]
+    pub arch_embedding_size: Option<String>,
+    /// Bottom MLP: the number of dense inputs first, the embedding's size last
+    #[arg(long, default_value = "13-512-256-64-16", value_name = "N-N-...")]
+    pub arch_mlp_bot: String,
+    /// Top MLP: its input's width follows from the interaction and is left out
+    #[arg(long, default_value = "512-256-1", value_name = "N-N-...")]
+    pub arch_mlp_top: String,
+    /// How features meet
+    #[arg(long, default_value = "dot")]
+    pub arch_interaction_op: InteractionOp,
+    /// With dot: each vector with itself too
+    #[arg(long)]
+    pub arch_interaction_itself: bool,
+    /// The loss
+    #[arg(long, default_value = "bce")]
+    pub loss_function: LossFunction,
+    /// New rows: by-rows (±sqrt(1/rows)) | uniform:BOUND | normal:STD | zeros
+    /// [default: by-rows where the tables' rows are known, else uniform:0.05]
+    #[arg(long)]
+    pub embedding_init: Option<String>,
+}
+
+/// How the weights move.
+#[derive(Debug, Args)]
+pub struct OptimizerArgs {
+    /// The optimizer; rwsadagrad trains the MLPs with SGD, as facebookresearch/dlrm does
+    #[arg(long, default_value = "sgd")]
+    pub optimizer: OptimizerName,
+    /// The optimizer of the MLPs, if another
+    #[arg(long)]
+    pub dense_optimizer: Option<DenseOptimizerName>,
+    /// Learning rate
+    #[arg(long, default_value_t = 0.1)]
+    pub learning_rate: f32,
+    /// Learning rate of the tables, if another
+    #[arg(long)]
+    pub learning_rate_tables: Option<f32>,
+    /// Steps of linear warm-up
+    #[arg(long, default_value_t = 0)]
+    pub lr_num_warmup_steps: u64,
+    /// First step of the quadratic decay
+    #[arg(long, default_value_t = 0)]
+    pub lr_decay_start_step: u64,
+    /// Steps of decay; 0 for none
+    #[arg(long, default_value_t = 0)]
+    pub lr_num_decay_steps: u64,
+}
+
+/// `dlrm-worker train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Where the tables are.
+    #[command(flatten)]
+    pub ps: PsArgs,
+    /// What to train on.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// What to evaluate on afterwards [default: --data, if --eval-rows is given]
+    #[arg(long)]
+    pub eval_data: Option<Source>,
+    /// Which of its rows
+    #[arg(long)]
+    pub eval_rows: Option<RowSelection>,
+    /// How columns become features.
+    #[command(flatten)]
+    pub features: FeatureArgs,
+    /// The network.
+    #[command(flatten)]
+    pub arch: ArchArgs,
+    /// How the weights move.
+    #[command(flatten)]
+    pub optimizer: OptimizerArgs,
+    /// Rows in a step
+    #[arg(long, default_value_t = 2048)]
+    pub mini_batch_size: usize,
+    /// Rows in a batch of evaluation
+    #[arg(long, default_value_t = 16384)]
+    pub test_mini_batch_size: usize,
+    /// Shuffle rows within windows of so many (as many as the data has: shuffle it whole); 0 keeps
+    /// the order of the data
+    #[arg(long, default_value_t = 0, value_name = "ROWS")]
+    pub shuffle_window: usize,
+    /// Passes over the data
+    #[arg(long, default_value_t = 1)]
+    pub nepochs: u64,
+    /// Steps staged ahead of the one that computes
+    #[arg(long, default_value_t = 64)]
+    pub lookahead: usize,
+    /// Start from these weights (safetensors under facebookresearch/dlrm's names)
+    #[arg(long, value_name = "FILE", conflicts_with = "load_model")]
+    pub init_from: Option<PathBuf>,
+    /// Go on from a saved model, whose rows are in the parameter server
+    #[arg(long, value_name = "DIR")]
+    pub load_model: Option<PathBuf>,
+    /// Save the model: a folder (the dense part; rows stay in the server), or a .safetensors file
+    /// (everything; needs --arch-embedding-size)
+    #[arg(long, value_name = "DIR|FILE.safetensors")]
+    pub save_model: Option<PathBuf>,
+    /// Seed of weights and rows
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Threads that compute [default: one a core]
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Write a JSON report
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// With --report: the loss of every step
+    #[arg(long, requires = "report")]
+    pub report_losses: bool,
+}
+
+/// `dlrm-worker eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Where the tables are.
+    #[command(flatten)]
+    pub ps: PsArgs,
+    /// What to evaluate on.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The model that `train --save-model DIR` saved.
+    #[command(flatten)]
+    pub model: SavedModelArgs,
+    /// Write a JSON report
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// `dlrm-worker predict`.
+#[derive(Debug, Args)]
+pub struct PredictArgs {
+    /// Where the tables are.
+    #[command(flatten)]
+    pub ps: PsArgs,
+    /// What to predict.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// The model that `train --save-model DIR` saved.
+    #[command(flatten)]
+    pub model: SavedModelArgs,
+    /// One probability a line, in input order
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// `dlrm-worker export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Where the tables are.
+    #[command(flatten)]
+    pub ps: PsArgs,
+    /// The model that `train --save-model DIR` saved
+    #[arg(long, value_name = "DIR")]
+    pub load_model: PathBuf,
+    /// Rows of each table, if the model does not know them: ids 0 to N-1 are written
+    #[arg(long, value_name = "N-N-...")]
+    pub arch_embedding_size: Option<String>,
+    /// The safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// `dlrm-worker generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// synthetic:NAME=VALUE,...
+    #[arg(long)]
+    pub data: Source,
+    /// Where to: criteo:PATH[.gz] | tsv:PATH[.gz] | parquet:PATH; without it only the best quality is told
+    #[arg(long)]
+    pub output: Option<Source>,
+}
+
+/// A saved model and how to run it.
+#[derive(Debug, Args)]
+pub struct SavedModelArgs {
+    /// The model that `train --save-model DIR` saved
+    #[arg(long, value_name = "DIR")]
+    pub load_model: PathBuf,
+    /// Rows in a batch
+    #[arg(long, default_value_t = 16384)]
+    pub test_mini_batch_size: usize,
+    /// Threads that compute [default: one a core]
+    #[arg(long)]
+    pub threads: Option<usize>,
+}
+
+/// `--arch-interaction-op`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InteractionOp {
+    /// Pairwise dot products.
+    Dot,
+    /// Concatenation.
+    Cat,
+}
+
+/// `--loss-function`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LossFunction {
+    /// Binary cross-entropy.
+    Bce,
+    /// Mean squared error.
+    Mse,
+}
+
+/// `--optimizer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerName {
+    /// Stochastic gradient descent.
+    Sgd,
+    /// Adagrad, an accumulator for each element.
+    Adagrad,
+    /// Adagrad with one accumulator a row.
+    Rwsadagrad,
+    /// Adam.
+    Adam,
+}
+
+/// `--dense-optimizer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DenseOptimizerName {
+    /// Stochastic gradient descent.
+    Sgd,
+    /// Adagrad.
+    Adagrad,
+    /// Adam.
+    Adam,
+}
+
+impl Command {
+    /// Where the tables are, for the commands that need any.
+    pub fn ps(&self) -> Option<&PsArgs> {
+        match self {
+            Command::Train(args) => Some(&args.ps),
+            Command::Eval(args) => Some(&args.ps),
+            Command::Predict(args) => Some(&args.ps),
+            Command::Export(args) => Some(&args.ps),
+            Command::Generate(_) => None,
+        }
+    }
+}

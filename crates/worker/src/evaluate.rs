@@ -1,0 +1,147 @@
+//! `dlrm-worker eval`, and the pass over data that evaluation and prediction share: read, find unique
+//! keys, look up, compute. Nothing is staged and no row is created.
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use dataset::{Reader, unique};
+use dlrm::{Model, PredictInput};
+use table::{RowStatus, TableId};
+use wire::Session;
+
+use crate::cli::EvalArgs;
+use crate::pipeline::Staged;
+use crate::progress::Progress;
+use crate::quality::{Quality, Scores};
+use crate::report::Report;
+use crate::setup::{Inference, bayes_of};
+use crate::train::feature_rows;
+use crate::{Error, Result};
+
+/// Batches looked up ahead of the one that computes.
+const LOOKUPS_AHEAD: usize = 2;
+
+/// Evaluates a saved model.
+pub fn evaluate_command(args: &EvalArgs, session: &dyn Session) -> Result<(Report, String)> {
+    let mut inference = Inference::begin(&args.model, &args.data, session)?;
+    let reader = dataset::open(&args.data.data, &inference.read)?;
+    let quality = evaluate(reader, &inference.tables, session, &mut inference.model)?;
+    let mut report = Report {
+        command: "eval",
+        quality: Some(quality),
+        bayes: bayes_of(&args.data.data, &inference.read)?,
+        threads: inference.threads,
+        seed: inference.card.seed,
+        ..Report::default()
+    };
+    report.set_store(session.status().map_err(Error::session("ask for status"))?);
+    if let Some(path) = &args.report {
+        report.write(path)?;
+    }
+    let lines = report.lines();
+    Ok((report, lines))
+}
+
+/// The quality of `model` on what `reader` reads.
+pub(crate) fn evaluate(
+    reader: Reader,
+    tables: &[TableId],
+    session: &dyn Session,
+    model: &mut Model,
+) -> Result<Quality> {
+    let mut scores = Scores::new();
+    let rows = for_each_prediction(reader, tables, session, model, |probabilities, labels| {
+        scores.add(probabilities, labels);
+        Ok(())
+    })?;
+    if rows == 0 {
+        return Err(Error::Input(
+            "no row to evaluate: the selected part of the data is empty".into(),
+        ));
+    }
+    Ok(scores.quality())
+}
+
+/// Calls `each` with the probabilities and labels of every batch, in input order; returns the rows.
+pub(crate) fn for_each_prediction(
+    reader: Reader,
+    tables: &[TableId],
+    session: &dyn Session,
+    model: &mut Model,
+    mut each: impl FnMut(&[f32], &[f32]) -> Result<()>,
+) -> Result<u64> {
+    let dim = model.architecture().sparse_feature_size;
+    let mut progress = Progress::new("predict", None);
+    let mut rows = 0;
+    std::thread::scope(|scope| {
+        let (found, ready) = bounded(LOOKUPS_AHEAD);
+        let (spare, spares) = bounded(LOOKUPS_AHEAD + 2);
+        let ahead = LookupAhead { session, tables, dim, spares };
+        scope.spawn(move || ahead.run(reader, &found));
+        let mut probabilities = Vec::new();
+        for looked_up in ready.iter() {
+            let looked_up: LookedUp = looked_up?;
+            let features = feature_rows(&looked_up.staged);
+            let batch = &looked_up.staged.batch;
+            let input =
+                PredictInput { dense: &batch.dense, rows: &looked_up.rows, features: &features };
+            probabilities.resize(batch.labels.len(), 0.0);
+            model.predict(&input, &mut probabilities)?;
+            each(&probabilities, &batch.labels)?;
+            rows += batch.labels.len() as u64;
+            progress.advance(batch.labels.len() as u64, String::new);
+            let _ = spare.try_send(looked_up); // a full ring of buffers lets one go
+        }
+        Ok::<(), Error>(())
+    })?;
+    progress.finish("");
+    Ok(rows)
+}
+
+#[derive(Default)]
+struct LookedUp {
+    staged: Staged,
+    rows: Vec<f32>, // [n_unique, dim]
+    statuses: Vec<RowStatus>,
+}
+
+struct LookupAhead<'a> {
+    session: &'a dyn Session,
+    tables: &'a [TableId],
+    dim: usize,
+    spares: Receiver<LookedUp>,
+}
+
+impl LookupAhead<'_> {
+    fn run(&self, mut reader: Reader, found: &Sender<Result<LookedUp>>) {
+        loop {
+            let next = self.spares.try_recv().unwrap_or_default();
+            let looked_up = self.one(&mut reader, next).transpose();
+            let Some(looked_up) = looked_up else { return };
+            let failed = looked_up.is_err();
+            if found.send(looked_up).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn one(&self, reader: &mut Reader, mut next: LookedUp) -> Result<Option<LookedUp>> {
+        if !reader.next_batch(&mut next.staged.batch)? {
+            return Ok(None);
+        }
+        unique(&next.staged.batch, self.tables, &mut next.staged.unique)?;
+        let keys = &next.staged.unique.keys;
+        next.rows.resize(keys.len() * self.dim, 0.0);
+        next.statuses.resize(keys.len(), RowStatus::Failed);
+        self.session
+            .lookup(keys, &mut next.rows, &mut next.statuses)
+            .map_err(Error::session("look up rows"))?;
+        let refused =
+            |status: &&RowStatus| matches!(status, RowStatus::Failed | RowStatus::NotAdmitted);
+        match next.statuses.iter().find(refused) {
+            None => Ok(Some(next)),
+            Some(status) => {
+                let message = format!("look up rows: a row was answered {status:?}");
+                Err(Error::Input(message))
+            }
+        }
+    }
+}

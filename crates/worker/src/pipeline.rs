@@ -1,0 +1,150 @@
+//! Two threads ahead of the step: one reads batches, one finds their unique keys and stages them.
+//! Queues between them are bounded, buffers go round. It computes nothing and pulls nothing.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Scope;
+use std::time::Instant;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use dataset::{Batch, Reader, Unique, unique};
+use table::{Step, TableId};
+use wire::Session;
+
+use crate::{Error, Result};
+
+/// Batches read and not yet staged: enough to ride out a slow read, few enough to cost no memory.
+const READ_AHEAD: usize = 4;
+
+/// A step whose keys are on their way to the server.
+#[derive(Default)]
+pub(crate) struct Staged {
+    pub step: u64,
+    pub batch: Batch,
+    pub unique: Unique,
+}
+
+/// What to stage.
+pub(crate) struct Course<'a> {
+    /// The table of each feature.
+    pub tables: &'a [TableId],
+    /// Passes over the data.
+    pub epochs: u64,
+    /// Steps staged ahead of the one that computes.
+    pub lookahead: usize,
+}
+
+/// What the threads count while they run.
+#[derive(Default)]
+pub(crate) struct Tally {
+    /// Set by the step's side to end the threads early.
+    pub cancel: AtomicBool,
+    /// Nanoseconds spent on unique keys and on announcing them.
+    pub stage_ns: AtomicU64,
+    /// Malformed rows passed over.
+    pub rows_skipped: AtomicU64,
+}
+
+/// The step's side of the pipeline.
+pub(crate) struct Ahead {
+    /// Staged steps in order; ends after the last, or with an error.
+    pub staged: Receiver<Result<Staged>>,
+    /// Takes used buffers back.
+    pub spare: Sender<Staged>,
+}
+
+/// Starts both threads in `scope`. `open` begins a pass over the data, by number.
+pub(crate) fn stage_ahead<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    session: &'env dyn Session,
+    course: &'env Course<'env>,
+    tally: &'env Tally,
+    open: impl Fn(u64) -> Result<Reader> + Send + 'scope,
+) -> Ahead {
+    let (read, batches) = bounded(READ_AHEAD);
+    let (stage, staged) = bounded(course.lookahead.max(1));
+    let rounds = READ_AHEAD + course.lookahead + 4; // every buffer that can be under way at once
+    let (spare, spares) = bounded::<Staged>(rounds);
+    let reading = Reading { tally, epochs: course.epochs, spares };
+    scope.spawn(move || reading.run(&open, &read));
+    scope.spawn(move || stage_batches(session, course.tables, tally, &batches, &stage));
+    Ahead { staged, spare }
+}
+
+struct Reading<'a> {
+    tally: &'a Tally,
+    epochs: u64,
+    spares: Receiver<Staged>,
+}
+
+impl Reading<'_> {
+    fn run(&self, open: &dyn Fn(u64) -> Result<Reader>, read: &Sender<Result<Staged>>) {
+        for epoch in 0..self.epochs {
+            match open(epoch).and_then(|reader| self.pass(reader, read)) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    let _ = read.send(Err(error)); // the other side may be gone already
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Reads one pass; false when nobody wants more.
+    fn pass(&self, mut reader: Reader, read: &Sender<Result<Staged>>) -> Result<bool> {
+        loop {
+            let mut next = self.spares.try_recv().unwrap_or_default();
+            let more = reader.next_batch(&mut next.batch)?;
+            if !more {
+                break;
+            }
+            if self.tally.cancel.load(Ordering::Relaxed) || read.send(Ok(next)).is_err() {
+                return Ok(false);
+            }
+        }
+        self.tally.rows_skipped.fetch_add(reader.rows_skipped(), Ordering::Relaxed);
+        Ok(true)
+    }
+}
+
+fn stage_batches(
+    session: &dyn Session,
+    tables: &[TableId],
+    tally: &Tally,
+    batches: &Receiver<Result<Staged>>,
+    staged: &Sender<Result<Staged>>,
+) {
+    for (step, read) in (0..).zip(batches.iter()) {
+        if tally.cancel.load(Ordering::Relaxed) {
+            return;
+        }
+        let started = Instant::now();
+        let next = read.and_then(|next| stage_one(session, tables, step, next));
+        let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        tally.stage_ns.fetch_add(ns, Ordering::Relaxed);
+        let failed = next.is_err();
+        if let Err(unsent) = staged.send(next) {
+            if let Ok(next) = unsent.into_inner() {
+                let _ = session.release(Step(next.step)); // the step's side has ended with an error
+            }
+            return;
+        }
+        if failed {
+            return;
+        }
+    }
+}
+
+fn stage_one(
+    session: &dyn Session,
+    tables: &[TableId],
+    step: u64,
+    mut next: Staged,
+) -> Result<Staged> {
+    unique(&next.batch, tables, &mut next.unique)?;
+    next.step = step;
+    session
+        .stage(Step(step), &next.unique.keys)
+        .map_err(Error::session(format!("stage step {step}")))?;
+    Ok(next)
+}

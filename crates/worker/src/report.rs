@@ -1,0 +1,187 @@
+//! What a run says of itself when it is done: the JSON of `--report` and the lines on standard
+//! output. It measures nothing.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::Serialize;
+use table::StoreStatus;
+use table::units::format_bytes;
+
+use crate::quality::Quality;
+use crate::{Error, Result};
+
+/// The report of `train` or `eval`. Seconds are of the thread that does the work, so they overlap.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// The command that ran.
+    pub command: &'static str,
+    /// Steps that were trained.
+    pub steps: u64,
+    /// Rows that were trained.
+    pub samples: u64,
+    /// Wall time of training, evaluation apart.
+    pub train_s: f64,
+    /// Rows trained a second.
+    pub samples_per_s: f64,
+    /// The loss of every step before its update, with `--report-losses`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub losses: Option<Vec<f32>>,
+    /// Quality on the evaluated rows.
+    #[serde(flatten)]
+    pub quality: Option<Quality>,
+    /// What the generator's own probabilities reach on the evaluated rows.
+    #[serde(flatten)]
+    pub bayes: Option<Bayes>,
+    /// Rows that `--bad-rows skip:N` passed over.
+    pub rows_skipped: u64,
+    /// Finding unique keys and announcing them, ahead of the step.
+    pub stage_s: f64,
+    /// Waiting for rows.
+    pub pull_s: f64,
+    /// Forward, backward, dense update.
+    pub compute_s: f64,
+    /// Handing over gradients, beside the dense update.
+    pub push_s: f64,
+    /// Waiting for the reader or for staging to begin.
+    pub wait_s: f64,
+    /// Pulls whose staging had not ended when they came.
+    pub stalled_pulls: u64,
+    /// Whether a signal ended the run before its data did.
+    pub interrupted: bool,
+    /// Threads that compute.
+    pub threads: usize,
+    /// The seed.
+    pub seed: u64,
+    /// The tiers, all tables together.
+    pub tiers: Tiers,
+    /// The same, table by table, as the server reports it.
+    pub store: Option<StoreStatus>,
+}
+
+/// The best that is to be had on generated data.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Bayes {
+    /// AUC of the true probabilities.
+    pub bayes_auc: f64,
+    /// Logloss of the true probabilities.
+    pub bayes_logloss: f64,
+}
+
+/// Counters of the tiers, all tables together.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Tiers {
+    #[serde(flatten)]
+    counters: table::Counters,
+    /// Bytes of host RAM that a cached row takes, everything included.
+    host_bytes_per_row: f64,
+}
+
+impl Report {
+    /// Takes in what the server says at the end.
+    pub(crate) fn set_store(&mut self, store: StoreStatus) {
+        let (rows, bytes) = store
+            .tables
+            .iter()
+            .fold((0, 0), |(rows, bytes), t| (rows + t.host.rows, bytes + t.host.bytes));
+        let host_bytes_per_row = if rows == 0 { 0.0 } else { bytes as f64 / rows as f64 };
+        self.tiers = Tiers { counters: store.totals(), host_bytes_per_row };
+        self.store = Some(store);
+    }
+
+    /// Writes the JSON, whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| Error::Input(format!("write report: {error}")))?;
+        write_whole(path, "write report", text.as_bytes())
+    }
+
+    /// The lines for a person.
+    pub(crate) fn lines(&self) -> String {
+        let mut text = String::new();
+        if self.steps > 0 {
+            let _ = writeln!(
+                text,
+                "trained {} rows in {} steps, {:.1} s: {:.0} samples/s, {} stalled pulls",
+                self.samples, self.steps, self.train_s, self.samples_per_s, self.stalled_pulls
+            );
+        }
+        if let Some(q) = self.quality {
+            let auc = q.auc.map_or("undefined (one class)".to_owned(), |auc| format!("{auc:.4}"));
+            let _ = writeln!(
+                text,
+                "evaluated {} rows: AUC {auc}, logloss {:.4} (base rate {:.4}: logloss {:.4}), \
+                 accuracy {:.4}",
+                q.rows, q.logloss, q.base_rate, q.base_logloss, q.accuracy
+            );
+        }
+        if let Some(bayes) = self.bayes {
+            let (auc, logloss) = (bayes.bayes_auc, bayes.bayes_logloss);
+            let _ = writeln!(text, "the best possible: AUC {auc:.4}, logloss {logloss:.4}");
+        }
+        if let Some(store) = &self.store {
+            text.push_str(&tier_lines(store));
+        }
+        text
+    }
+}
+
+/// The per-tier table.
+fn tier_lines(store: &StoreStatus) -> String {
+    let mut text = String::new();
+    let sums = store.totals();
+    let rows: [u64; 3] = store
+        .tables
+        .iter()
+        .fold([0; 3], |[all, host, ssd], t| [all + t.rows, host + t.host.rows, ssd + t.ssd.rows]);
+    let _ = writeln!(
+        text,
+        "{} rows in {} tables; host RAM {} of {}",
+        rows[0],
+        store.tables.len(),
+        format_bytes(store.host_ram_used_bytes),
+        format_bytes(store.host_ram_budget_bytes)
+    );
+    let _ = writeln!(
+        text,
+        "{:<6} {:>12} {:>14} {:>14} {:>9} {:>12} {:>12}",
+        "tier", "rows", "hits", "misses", "hit rate", "read", "written"
+    );
+    for (name, rows, tier) in [("host", rows[1], sums.host), ("ssd", rows[2], sums.ssd)] {
+        let asked = tier.hits + tier.misses;
+        let rate = if asked == 0 { 0.0 } else { 100.0 * tier.hits as f64 / asked as f64 };
+        let _ = writeln!(
+            text,
+            "{name:<6} {rows:>12} {:>14} {:>14} {rate:>8.2}% {:>12} {:>12}",
+            tier.hits,
+            tier.misses,
+            format_bytes(tier.bytes_read),
+            format_bytes(tier.bytes_written)
+        );
+    }
+    let _ = writeln!(
+        text,
+        "first touches {}, re-reads {}, evictions {}, write-backs {}",
+        sums.first_touch, sums.ssd_rereads, sums.evictions, sums.writebacks
+    );
+    text
+}
+
+/// Writes a file under another name beside it and renames it: whole or not at all.
+pub(crate) fn write_whole(path: &Path, doing: &'static str, bytes: &[u8]) -> Result<()> {
+    let partial = partial_path(path);
+    let written = std::fs::write(&partial, bytes)
+        .and_then(|()| std::fs::File::open(&partial)?.sync_all())
+        .and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&partial); // the first error is the one to tell
+    }
+    written.map_err(Error::file(doing, path))
+}
+
+/// The name under which a file is written before it has its own.
+pub(crate) fn partial_path(path: &Path) -> std::path::PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    path.with_file_name(name)
+}

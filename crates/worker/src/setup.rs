@@ -1,0 +1,364 @@
+//! From what was typed to what runs: the model, its tables at the server, how data is read. Each
+//! function checks that the flags fit the data and the server; none starts a thread.
+
+use std::num::NonZeroUsize;
+
+use dataset::{ReadOptions, Reader, RowSelection, Source};
+use dlrm::{Architecture, DenseOptimizer, Interaction, LearningRate, Loss, Model};
+use table::{Initializer, Optimizer, TableId, TableSpec};
+use wire::Session;
+
+use crate::card::{Card, NewCard};
+use crate::cli::{
+    ArchArgs, DataArgs, DenseOptimizerName, InteractionOp, LossFunction, OptimizerArgs,
+    OptimizerName, SavedModelArgs, TrainArgs,
+};
+use crate::report::Bayes;
+use crate::train::Rates;
+use crate::weights;
+use crate::{Error, Result};
+
+/// PyTorch's constants, so that runs agree with facebookresearch/dlrm's.
+const ADAGRAD_EPS: f32 = 1e-10;
+const ADAM: (f32, f32, f32) = (0.9, 0.999, 1e-8);
+/// Half the width of new rows where nothing is known of the table's size.
+const UNIFORM_BOUND: f32 = 0.05;
+
+/// A training that is ready to run.
+pub(crate) struct Training {
+    pub card: Card,
+    pub model: Model,
+    pub tables: Vec<TableId>,
+    pub read: ReadOptions,
+    pub evaluation: Option<(Source, ReadOptions)>,
+    pub rates: Rates,
+    pub threads: usize,
+}
+
+/// A saved model that is ready to predict.
+pub(crate) struct Inference {
+    pub card: Card,
+    pub model: Model,
+    pub tables: Vec<TableId>,
+    pub read: ReadOptions,
+    pub threads: usize,
+}
+
+impl Training {
+    pub(crate) fn begin(args: &TrainArgs, session: &dyn Session) -> Result<Training> {
+        check_lookahead(args.lookahead, session)?;
+        let threads = threads(args.threads)?;
+        let rates = rates(&args.optimizer)?;
+        let card = match &args.load_model {
+            Some(folder) => Card::load(folder)?,
+            None => new_card(args)?,
+        };
+        let read = read_options(&card, &args.data, args.mini_batch_size);
+        check_schema(&dataset::open(&args.data.data, &read)?, &card, &args.data.data)?;
+        let evaluation = evaluation(args, &card);
+        let batch_max = match evaluation {
+            Some(_) => args.mini_batch_size.max(args.test_mini_batch_size),
+            None => args.mini_batch_size,
+        };
+        let tables = create_tables(args, &card, session)?;
+        let mut model = match &args.load_model {
+            Some(folder) => weights::load_model(folder, &card, batch_max, threads)?,
+            None => {
+                let architecture = card.architecture.clone();
+                Model::new(architecture, card.dense_optimizer, batch_max, card.seed, threads)?
+            }
+        };
+        if let Some(path) = &args.init_from {
+            weights::init_from(path, &mut model, &tables, session)?;
+        }
+        Ok(Training { card, model, tables, read, evaluation, rates, threads })
+    }
+}
+
+impl Inference {
+    pub(crate) fn begin(
+        args: &SavedModelArgs,
+        data: &DataArgs,
+        session: &dyn Session,
+    ) -> Result<Inference> {
+        let threads = threads(args.threads)?;
+        let card = Card::load(&args.load_model)?;
+        let read = read_options(&card, data, args.test_mini_batch_size);
+        check_schema(&dataset::open(&data.data, &read)?, &card, &data.data)?;
+        let model =
+            weights::load_model(&args.load_model, &card, args.test_mini_batch_size, threads)?;
+        let tables = find_tables(&card, session)?;
+        Ok(Inference { card, model, tables, read, threads })
+    }
+}
+
+/// The tables of a saved model at the server: each must be there, with the model's dimension.
+pub(crate) fn find_tables(card: &Card, session: &dyn Session) -> Result<Vec<TableId>> {
+    let there = session.tables().map_err(Error::session("list tables"))?;
+    let dim = card.architecture.sparse_feature_size;
+    let find = |name: &String| match there.iter().find(|(_, spec)| spec.name == *name) {
+        None => Err(Error::Input(format!(
+            "the parameter server has no table {name}: is --ps the one that the model was trained \
+             with?"
+        ))),
+        Some((_, spec)) if spec.dim as usize != dim => Err(Error::Input(format!(
+            "table {name} has dimension {} at the parameter server, the model expects {dim}",
+            spec.dim
+        ))),
+        Some((id, _)) => Ok(*id),
+    };
+    card.tables().iter().map(find).collect()
+}
+
+/// `1460-583-...`, one for each of `tables` tables.
+pub(crate) fn parse_rows(text: &str, tables: usize) -> Result<Vec<u64>> {
+    let fault = |found: String| {
+        Error::Input(format!(
+            "--arch-embedding-size {text}: expected the rows of {tables} tables as N-N-..., found \
+             {found}"
+        ))
+    };
+    let rows: Vec<u64> = text
+        .split('-')
+        .map(|n| n.parse().ok().filter(|n| *n > 0).ok_or_else(|| fault(format!("{n:?}"))))
+        .collect::<Result<_>>()?;
+    if rows.len() == tables { Ok(rows) } else { Err(fault(format!("{}", rows.len()))) }
+}
+
+/// What the generator's own probabilities reach on the rows that were evaluated.
+pub(crate) fn bayes_of(source: &Source, read: &ReadOptions) -> Result<Option<Bayes>> {
+    let Source::Synthetic(spec) = source else { return Ok(None) };
+    if read.batches_max.is_some() {
+        return Ok(None); // a part of the rows: its best is not computed
+    }
+    let bayes = spec.bayes(read.rows)?;
+    Ok(Some(Bayes { bayes_auc: bayes.auc, bayes_logloss: bayes.logloss }))
+}
+
+fn check_lookahead(lookahead: usize, session: &dyn Session) -> Result<()> {
+    // in the queue, in the stager's hand, at the step's, and being pushed
+    let (staged, max) = (lookahead as u64 + 3, u64::from(session.limits().staged_steps_max));
+    if lookahead == 0 || staged > max {
+        return Err(Error::Input(format!(
+            "--lookahead {lookahead}: expected 1 to {}, for the server allows {max} staged steps",
+            max.saturating_sub(3)
+        )));
+    }
+    Ok(())
+}
+
+fn threads(asked: Option<usize>) -> Result<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    match asked {
+        Some(0) => Err(Error::Input("--threads 0: expected at least 1".into())),
+        Some(threads) => Ok(threads),
+        None => Ok(cores),
+    }
+}
+
+fn rates(args: &OptimizerArgs) -> Result<Rates> {
+    let rate = |base: f32, flag: &str| {
+        if !base.is_finite() || base < 0.0 {
+            let message = format!("{flag} {base}: expected a finite number, not negative");
+            return Err(Error::Input(message));
+        }
+        let (warmup, start) = (args.lr_num_warmup_steps, args.lr_decay_start_step);
+        Ok(LearningRate::new(base, warmup, start, args.lr_num_decay_steps)?)
+    };
+    let dense = rate(args.learning_rate, "--learning-rate")?;
+    let tables = match args.learning_rate_tables {
+        Some(base) => rate(base, "--learning-rate-tables")?,
+        None => dense,
+    };
+    Ok(Rates { dense, tables })
+}
+
+/// Reads the head of the data and settles what the model is.
+fn new_card(args: &TrainArgs) -> Result<Card> {
+    let features = &args.features;
+    let source = &args.data.data;
+    let mut read = ReadOptions {
+        rows: args.data.rows,
+        bad_rows: args.data.bad_rows,
+        dense_columns: features.dense_columns.clone(),
+        missing_indicator: features.missing_indicator,
+        max_ind_range: features.max_ind_range,
+        ..ReadOptions::new(args.mini_batch_size)
+    };
+    let columns = dataset::open(source, &read)?.schema().clone();
+    let transform = features.dense_transform.unwrap_or(source.usual_transform());
+    read.dense_transform = dataset::fit_transform(source, &read, transform)?;
+    let tables = columns.categorical.len();
+    let architecture = architecture(&args.arch, tables)?;
+    let embedding_rows = embedding_rows(args, source, &architecture, tables)?;
+    Ok(Card::new(NewCard {
+        architecture,
+        columns,
+        dense_transform: read.dense_transform,
+        missing_indicator: features.missing_indicator,
+        max_ind_range: features.max_ind_range,
+        embedding_rows,
+        dense_optimizer: dense_optimizer(&args.optimizer),
+        seed: args.seed,
+    }))
+}
+
+fn architecture(args: &ArchArgs, features: usize) -> Result<Architecture> {
+    let widths = |text: &str, flag: &str| {
+        dlrm::parse_widths(text).map_err(|error| Error::Input(format!("{flag} {text}: {error}")))
+    };
+    let interaction = match (args.arch_interaction_op, args.arch_interaction_itself) {
+        (InteractionOp::Dot, false) => Interaction::Dot,
+        (InteractionOp::Dot, true) => Interaction::DotWithItself,
+        (InteractionOp::Cat, false) => Interaction::Cat,
+        (InteractionOp::Cat, true) => {
+            let message = "--arch-interaction-itself goes with --arch-interaction-op dot";
+            return Err(Error::Input(message.into()));
+        }
+    };
+    let architecture = Architecture {
+        sparse_feature_size: args.arch_sparse_feature_size,
+        features,
+        mlp_bottom: widths(&args.arch_mlp_bot, "--arch-mlp-bot")?,
+        mlp_top: widths(&args.arch_mlp_top, "--arch-mlp-top")?,
+        interaction,
+        loss: match args.loss_function {
+            LossFunction::Bce => Loss::Bce,
+            LossFunction::Mse => Loss::Mse,
+        },
+    };
+    architecture.validate()?;
+    Ok(architecture)
+}
+
+/// Rows of each table: as given, as the weights to start from have them, or as generated.
+fn embedding_rows(
+    args: &TrainArgs,
+    source: &Source,
+    architecture: &Architecture,
+    tables: usize,
+) -> Result<Option<Vec<u64>>> {
+    if let Some(text) = &args.arch.arch_embedding_size {
+        return Ok(Some(parse_rows(text, tables)?));
+    }
+    if let Some(path) = &args.init_from {
+        let dim = architecture.sparse_feature_size;
+        return Ok(Some(weights::embedding_rows(path, tables, dim)?));
+    }
+    match (source, args.features.max_ind_range) {
+        (_, Some(range)) => Ok(Some(vec![range; tables])),
+        (Source::Synthetic(spec), None) => Ok(Some(spec.table_rows())),
+        (Source::Criteo { .. } | Source::Tsv { .. } | Source::Parquet { .. }, None) => Ok(None),
+    }
+}
+
+fn dense_optimizer(args: &OptimizerArgs) -> DenseOptimizer {
+    let (beta1, beta2, eps) = ADAM;
+    let adam = DenseOptimizer::Adam { beta1, beta2, eps };
+    let adagrad = DenseOptimizer::Adagrad { eps: ADAGRAD_EPS };
+    match (args.dense_optimizer, args.optimizer) {
+        (Some(DenseOptimizerName::Sgd), _) => DenseOptimizer::Sgd,
+        (Some(DenseOptimizerName::Adagrad), _) => adagrad,
+        (Some(DenseOptimizerName::Adam), _) => adam,
+        (None, OptimizerName::Sgd | OptimizerName::Rwsadagrad) => DenseOptimizer::Sgd,
+        (None, OptimizerName::Adagrad) => adagrad,
+        (None, OptimizerName::Adam) => adam,
+    }
+}
+
+fn table_optimizer(name: OptimizerName) -> Optimizer {
+    let (eps, initial_accumulator) = (ADAGRAD_EPS, 0.0);
+    let (beta1, beta2, adam_eps) = ADAM;
+    match name {
+        OptimizerName::Sgd => Optimizer::Sgd,
+        OptimizerName::Adagrad => Optimizer::Adagrad { eps, initial_accumulator },
+        OptimizerName::Rwsadagrad => Optimizer::RowWiseAdagrad { eps, initial_accumulator },
+        OptimizerName::Adam => Optimizer::Adam { beta1, beta2, eps: adam_eps },
+    }
+}
+
+fn initializer(asked: Option<&str>, rows: Option<u64>) -> Result<Initializer> {
+    let fault = |text: &str, why: &str| {
+        Error::Input(format!(
+            "--embedding-init {text}: {why}; expected by-rows, uniform:BOUND, normal:STD or zeros"
+        ))
+    };
+    let Some(text) = asked else {
+        return Ok(match rows {
+            Some(rows) => Initializer::UniformByRows { rows },
+            None => Initializer::Uniform { bound: UNIFORM_BOUND },
+        });
+    };
+    let (name, number) = text.split_once(':').map_or((text, None), |(n, x)| (n, Some(x)));
+    let number = number.map(|x| x.parse().map_err(|_| fault(text, "not a number"))).transpose()?;
+    match (name, number, rows) {
+        ("by-rows", None, Some(rows)) => Ok(Initializer::UniformByRows { rows }),
+        ("by-rows", None, None) => Err(fault(text, "it needs --arch-embedding-size")),
+        ("uniform", Some(bound), _) => Ok(Initializer::Uniform { bound }),
+        ("normal", Some(std), _) => Ok(Initializer::Normal { mean: 0.0, std }),
+        ("zeros", None, _) => Ok(Initializer::Zeros),
+        _ => Err(fault(text, "not an initialiser")),
+    }
+}
+
+fn create_tables(args: &TrainArgs, card: &Card, session: &dyn Session) -> Result<Vec<TableId>> {
+    if args.load_model.is_some() {
+        return find_tables(card, session);
+    }
+    let dim = u32::try_from(card.architecture.sparse_feature_size).unwrap_or(u32::MAX);
+    let create = |(t, name): (usize, &String)| {
+        let rows = card.embedding_rows.as_ref().map(|rows| rows[t]);
+        let spec = TableSpec {
+            name: name.clone(),
+            dim,
+            optimizer: table_optimizer(args.optimizer.optimizer),
+            initializer: initializer(args.arch.embedding_init.as_deref(), rows)?,
+            seed: card.seed,
+        };
+        session.create_table(&spec).map_err(Error::session(format!("create table {name}")))
+    };
+    card.tables().iter().enumerate().map(create).collect()
+}
+
+fn read_options(card: &Card, data: &DataArgs, batch_rows: usize) -> ReadOptions {
+    ReadOptions {
+        rows: data.rows,
+        bad_rows: data.bad_rows,
+        batches_max: data.num_batches,
+        schema: Some(card.columns.clone()),
+        dense_transform: card.dense_transform.clone(),
+        missing_indicator: card.missing_indicator,
+        max_ind_range: card.max_ind_range,
+        ..ReadOptions::new(batch_rows)
+    }
+}
+
+fn evaluation(args: &TrainArgs, card: &Card) -> Option<(Source, ReadOptions)> {
+    if args.eval_data.is_none() && args.eval_rows.is_none() {
+        return None;
+    }
+    let source = args.eval_data.clone().unwrap_or_else(|| args.data.data.clone());
+    let mut read = read_options(card, &args.data, args.test_mini_batch_size);
+    read.rows = args.eval_rows.unwrap_or(RowSelection::All);
+    read.batches_max = None;
+    Some((source, read))
+}
+
+/// The data must have the model's columns, and its dense width the bottom MLP's.
+fn check_schema(reader: &Reader, card: &Card, source: &Source) -> Result<()> {
+    let columns = reader.schema();
+    if *columns != card.columns {
+        return Err(Error::Input(format!(
+            "{source}: its columns are {columns:?}, the model's are {:?}",
+            card.columns
+        )));
+    }
+    let (width, expected) = (reader.dense_width(), card.architecture.mlp_bottom[0]);
+    if width != expected {
+        return Err(Error::Input(format!(
+            "--arch-mlp-bot begins with {expected}, the data has {width} dense inputs{}",
+            if card.missing_indicator { " (indicators for missing values included)" } else { "" }
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! `dlrm-worker train`: the loop over steps. Stage, pull, compute, push; the threads that run ahead
+//! are in `pipeline`, what the flags mean in `setup`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Scope;
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use dataset::{ReadOptions, Reader, Shuffle};
+use dlrm::{FeatureRows, LearningRate, Model, StepInput};
+use table::Step;
+use wire::Session;
+
+use crate::cli::TrainArgs;
+use crate::evaluate::evaluate;
+use crate::pipeline::{Ahead, Course, Staged, Tally, stage_ahead};
+use crate::progress::Progress;
+use crate::report::Report;
+use crate::setup::{Training, bayes_of};
+use crate::weights;
+use crate::{Error, Result};
+
+/// Trains as `args` say, evaluates if asked to, saves, and returns the report. `stop` ends the
+/// training after the step at hand; what was trained is then saved all the same.
+pub fn train_command(
+    args: &TrainArgs,
+    session: &dyn Session,
+    stop: &AtomicBool,
+) -> Result<(Report, String)> {
+    let mut training = Training::begin(args, session)?;
+    let mut report = Report {
+        command: "train",
+        threads: training.threads,
+        seed: training.card.seed,
+        losses: args.report_losses.then(Vec::new),
+        ..Report::default()
+    };
+    train(&mut training, args, session, stop, &mut report)?;
+    training.card.steps += report.steps;
+    report.set_store(session.status().map_err(Error::session("ask for status"))?);
+    if let (Some((source, options)), false) = (&training.evaluation, report.interrupted) {
+        let reader = dataset::open(source, options)?;
+        let quality = evaluate(reader, &training.tables, session, &mut training.model)?;
+        report.quality = Some(quality);
+        report.bayes = bayes_of(source, options)?;
+    }
+    if let Some(path) = &args.save_model {
+        weights::save(path, &training.card, &training.model, &training.tables, session)?;
+    }
+    if let Some(path) = &args.report {
+        report.write(path)?;
+    }
+    let lines = report.lines();
+    Ok((report, lines))
+}
+
+fn train(
+    training: &mut Training,
+    args: &TrainArgs,
+    session: &dyn Session,
+    stop: &AtomicBool,
+    report: &mut Report,
+) -> Result<()> {
+    let course =
+        Course { tables: &training.tables, epochs: args.nepochs, lookahead: args.lookahead };
+    let (source, read, seed) = (&args.data.data, &training.read, training.card.seed);
+    let window_rows = args.shuffle_window;
+    let tally = Tally::default();
+    let mut steps = Steps {
+        session,
+        model: &mut training.model,
+        rates: training.rates,
+        stop,
+        first_step: training.card.steps,
+        rows: Vec::new(),
+        report,
+    };
+    let started = Instant::now();
+    let outcome = std::thread::scope(|scope| {
+        let open = |epoch: u64| {
+            // each pass in an order of its own, which follows from the seed
+            let seed = seed.wrapping_add(epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let shuffle = (window_rows > 0).then_some(Shuffle { window_rows, seed });
+            let options = ReadOptions { shuffle, ..read.clone() };
+            Ok::<Reader, Error>(dataset::open(source, &options)?)
+        };
+        let Ahead { staged, spare } = stage_ahead(scope, session, &course, &tally, open);
+        let mut pusher = Pusher::start(scope, session);
+        let outcome = steps.run(&staged, &spare, &mut pusher);
+        tally.cancel.store(true, Ordering::Relaxed);
+        for left in staged.iter().flatten() {
+            let _ = session.release(Step(left.step)); // the outcome tells what went wrong first
+        }
+        outcome
+    });
+    report.train_s = started.elapsed().as_secs_f64();
+    report.samples_per_s = report.samples as f64 / report.train_s;
+    report.stage_s = tally.stage_ns.load(Ordering::Relaxed) as f64 * 1e-9;
+    report.rows_skipped = tally.rows_skipped.load(Ordering::Relaxed);
+    report.interrupted = stop.load(Ordering::Relaxed);
+    outcome
+}
+
+/// The learning rates of the dense part and of the tables.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rates {
+    pub dense: LearningRate,
+    pub tables: LearningRate,
+}
+
+struct Steps<'a> {
+    session: &'a dyn Session,
+    model: &'a mut Model,
+    rates: Rates,
+    stop: &'a AtomicBool,
+    /// Steps trained before this run: the schedule goes on where it was.
+    first_step: u64,
+    rows: Vec<f32>, // [n_unique, dim]
+    report: &'a mut Report,
+}
+
+impl Steps<'_> {
+    fn run(
+        &mut self,
+        staged: &Receiver<Result<Staged>>,
+        spare: &Sender<Staged>,
+        pusher: &mut Pusher,
+    ) -> Result<()> {
+        let mut progress = Progress::new("train", None);
+        let mut shown = Shown::default();
+        while !self.stop.load(Ordering::Relaxed) {
+            let waiting = Instant::now();
+            let Ok(next) = staged.recv() else { break };
+            let next = next?;
+            self.report.wait_s += waiting.elapsed().as_secs_f64();
+            let stepped = self.step(&next, pusher);
+            if stepped.is_err() {
+                let _ = self.session.release(Step(next.step));
+            }
+            let loss = stepped?;
+            let rows = next.batch.labels.len() as u64;
+            shown.add(loss);
+            progress.advance(rows, || shown.describe(self.session));
+            let _ = spare.try_send(next); // a full ring of buffers lets one go
+        }
+        self.report.push_s += pusher.wait()?.as_secs_f64();
+        self.session.settle().map_err(Error::session("settle pushes"))?;
+        progress.finish(&shown.describe(self.session));
+        Ok(())
+    }
+
+    /// One step: the pull sees the push before it; the push runs beside the dense update.
+    fn step(&mut self, staged: &Staged, pusher: &mut Pusher) -> Result<f32> {
+        let (step, dim) = (staged.step, self.model.architecture().sparse_feature_size);
+        let floats = staged.unique.keys.len() * dim;
+        self.report.push_s += pusher.wait()?.as_secs_f64();
+        self.rows.resize(floats, 0.0);
+
+        let pulling = Instant::now();
+        let pulled = self
+            .session
+            .pull(Step(step), &mut self.rows)
+            .map_err(Error::session(format!("pull step {step}")))?;
+        self.report.pull_s += pulling.elapsed().as_secs_f64();
+        self.report.stalled_pulls += u64::from(pulled.stalled > Duration::ZERO);
+
+        let computing = Instant::now();
+        let features = feature_rows(staged);
+        let input = StepInput {
+            labels: &staged.batch.labels,
+            dense: &staged.batch.dense,
+            rows: &self.rows,
+            features: &features,
+        };
+        let gradients = pusher.buffer(floats);
+        let loss = self.model.forward_backward(&input, gradients)?;
+        let schedule = self.first_step + step;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { step: schedule, loss });
+        }
+        pusher.push(Step(step), self.rates.tables.at(schedule));
+        self.model.apply_dense(self.rates.dense.at(schedule));
+        self.report.compute_s += computing.elapsed().as_secs_f64();
+
+        self.report.steps += 1;
+        self.report.samples += staged.batch.labels.len() as u64;
+        if let Some(losses) = &mut self.report.losses {
+            losses.push(loss);
+        }
+        Ok(loss)
+    }
+}
+
+/// Each feature's places in the unique rows.
+pub(crate) fn feature_rows(staged: &Staged) -> Vec<FeatureRows<'_>> {
+    let inverse = staged.unique.inverse.iter();
+    inverse
+        .zip(&staged.batch.features)
+        .map(|(indices, feature)| FeatureRows { indices, offsets: &feature.offsets })
+        .collect()
+}
+
+/// What a person is told while steps go by.
+#[derive(Default)]
+struct Shown {
+    loss_sum: f64,
+    losses: u64,
+}
+
+impl Shown {
+    fn add(&mut self, loss: f32) {
+        // a moving mean over some hundred steps, so that the figure is calm and still moves
+        if self.losses == 200 {
+            self.loss_sum /= 2.0;
+            self.losses /= 2;
+        }
+        self.loss_sum += f64::from(loss);
+        self.losses += 1;
+    }
+
+    fn describe(&self, session: &dyn Session) -> String {
+        let loss = self.loss_sum / self.losses.max(1) as f64;
+        let Ok(status) = session.status() else { return format!("loss {loss:.4}") };
+        let sums = status.totals();
+        let share = |hits: u64, misses: u64| 100.0 * hits as f64 / (hits + misses).max(1) as f64;
+        format!(
+            "loss {loss:.4} host hits {:.1}% ssd hits {:.1}%",
+            share(sums.host.hits, sums.host.misses),
+            share(sums.ssd.hits, sums.ssd.misses)
+        )
+    }
+}
+
+/// A thread that hands gradients to the session while the dense part is updated. One push is under
+/// way at a time, and none when rows are pulled: the run stays exact.
+struct Pusher {
+    work: Sender<Push>,
+    done: Receiver<(Push, Result<()>)>,
+    under_way: bool,
+    push: Option<Push>,
+}
+
+#[derive(Default)]
+struct Push {
+    step: u64,
+    gradients: Vec<f32>, // [n_unique, dim]
+    learning_rate: f32,
+}
+
+impl Pusher {
+    fn start<'scope, 'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        session: &'env dyn Session,
+    ) -> Pusher {
+        let (work, pushes) = bounded::<Push>(1);
+        let (answer, done) = bounded(1);
+        scope.spawn(move || {
+            for push in pushes.iter() {
+                let result = session
+                    .push(Step(push.step), &push.gradients, push.learning_rate)
+                    .map_err(Error::session(format!("push step {}", push.step)));
+                if answer.send((push, result)).is_err() {
+                    return;
+                }
+            }
+        });
+        Pusher { work, done, under_way: false, push: Some(Push::default()) }
+    }
+
+    /// Waits for the push under way, if any, and tells its error and how long that took.
+    fn wait(&mut self) -> Result<Duration> {
+        let started = Instant::now();
+        if self.under_way
+            && let Ok((push, result)) = self.done.recv()
+        {
+            self.under_way = false;
+            self.push = Some(push);
+            result?;
+        }
+        Ok(started.elapsed())
+    }
+
+    /// The buffer of the next push's gradients. No push is under way.
+    fn buffer(&mut self, floats: usize) -> &mut [f32] {
+        let push = self.push.get_or_insert_default();
+        push.gradients.resize(floats, 0.0);
+        &mut push.gradients
+    }
+
+    /// Sends the buffer off. No push is under way.
+    fn push(&mut self, step: Step, learning_rate: f32) {
+        let mut push = self.push.take().unwrap_or_default();
+        (push.step, push.learning_rate) = (step.0, learning_rate);
+        self.under_way = self.work.send(push).is_ok();
+    }
+}
