@@ -1,5 +1,5 @@
-//! Rows in a seeded random order within windows: a window of the source is read, permuted, given out.
-//! A window as large as the source permutes it whole. It looks at no value.
+//! Rows in a seeded random order within windows: a window of the source is read, permuted, given
+//! out. A window as large as the source permutes it whole. It looks at no value.
 
 use serde::{Deserialize, Serialize};
 

@@ -156,7 +156,8 @@ mod tests {
             let (features, slopes) = (noise(seed, n * dim), noise(!seed, pairs.len()));
             let mut dots = Dots::new(n, dim, with_itself);
             dots.forward(&noise(seed ^ 1, n * dim), &mut vec![0.0; pairs.len()]); // leaves no trace
-            let (mut products, mut gradient) = (vec![f32::NAN; pairs.len()], vec![f32::NAN; n * dim]);
+            let mut products = vec![f32::NAN; pairs.len()];
+            let mut gradient = vec![f32::NAN; n * dim];
             dots.forward(&features, &mut products);
             dots.backward(&features, &slopes, &mut gradient);
             let v = |i: usize, k: usize| f64::from(features[i * dim + k]);

@@ -8,9 +8,9 @@ const RATE_MIN: f64 = 1e-7;
 /// The schedule of facebookresearch/dlrm's `LRPolicyScheduler`: a linear warm-up, a plateau, a
 /// quadratic decay, then the decay's last rate.
 ///
-/// As there, where a decay is set the plateau between it and the warm-up stays at the warm-up's last
-/// rate, `base (1 - 1/warmup_steps)`, and steps are counted from 1 inside, so that the first step of
-/// a warm-up already moves.
+/// As there, where a decay is set the plateau between it and the warm-up stays at the warm-up's
+/// last rate, `base (1 - 1/warmup_steps)`, and steps are counted from 1 inside, so that the first
+/// step of a warm-up already moves.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearningRate {
     base: f32,

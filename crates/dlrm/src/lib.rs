@@ -1,10 +1,10 @@
-//! The DLRM model (Naumov et al., arXiv:1906.00091) on the CPU in `f32`: bottom MLP, interaction, top
-//! MLP, loss, and the optimizers of the dense part.
+//! The DLRM model (Naumov et al., arXiv:1906.00091) on the CPU in `f32`: bottom MLP, interaction,
+//! top MLP, loss, and the optimizers of the dense part.
 //!
 //! It opens no file and knows no parameter server: the rows of the embedding tables come in with
 //! each step and their gradients go out. The bits of a result depend on the weights and the batch
-//! alone, not on the number of threads nor on the largest batch that the model was made for. (Another
-//! kind of processor may round otherwise: matrix products use what vector units it has.)
+//! alone, not on the number of threads nor on the largest batch that the model was made for.
+//! (Another kind of processor may round otherwise: matrix products use what vector units it has.)
 
 mod architecture;
 mod error;

@@ -22,8 +22,9 @@ struct Layer {
 
 /// What one tile of samples keeps of one layer between forward and backward.
 pub(crate) struct LayerTile {
-    pub output: Vec<f32>,    // [tile rows, outputs], after ReLU
-    pub gradient: Vec<f32>, // [tile rows, outputs], by the output; by the value before ReLU after backward
+    pub output: Vec<f32>, // [tile rows, outputs], after ReLU
+    /// By the output; after backward, by the value before ReLU.
+    pub gradient: Vec<f32>, // [tile rows, outputs]
     bias_gradient: Vec<f32>, // [outputs], this tile's sum
 }
 

@@ -1,5 +1,5 @@
-//! The dense part as safetensors bytes, in and out: weights under facebookresearch/dlrm's names, the
-//! optimizer's state under `optim.` and the weight's name. It opens no file and leaves the
+//! The dense part as safetensors bytes, in and out: weights under facebookresearch/dlrm's names,
+//! the optimizer's state under `optim.` and the weight's name. It opens no file and leaves the
 //! embedding tables (`emb_l.*`) to whoever has them.
 
 use std::borrow::Cow;

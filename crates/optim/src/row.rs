@@ -1,5 +1,5 @@
-//! The rules on stored rows, embedding and state side by side as [`table::RowLayout`] lays them out.
-//! It finds no row: the caller has the slice.
+//! The rules on stored rows, embedding and state side by side as [`table::RowLayout`] lays them
+//! out. It finds no row: the caller has the slice.
 
 use table::{Optimizer, RowLayout};
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric,
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
 };
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -61,7 +61,7 @@ pub const EVICTED_ROWS: &str = "embedding_ps_evicted_rows";
 pub const WRITTEN_BACK_ROWS: &str = "embedding_ps_written_back_rows";
 
 /// What a request does, as a label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Taking a stage in.
     Stage,
@@ -83,6 +83,42 @@ pub enum Operation {
     ListTables,
     /// Reading the status.
     GetStatus,
+}
+
+impl Operation {
+    const ALL: [Operation; 10] = [
+        Operation::Stage,
+        Operation::Staging,
+        Operation::Pull,
+        Operation::Push,
+        Operation::Release,
+        Operation::Lookup,
+        Operation::Assign,
+        Operation::CreateTable,
+        Operation::ListTables,
+        Operation::GetStatus,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            Operation::Stage => "stage",
+            Operation::Staging => "staging",
+            Operation::Pull => "pull",
+            Operation::Push => "push",
+            Operation::Release => "release",
+            Operation::Lookup => "lookup",
+            Operation::Assign => "assign",
+            Operation::CreateTable => "create_table",
+            Operation::ListTables => "list_tables",
+            Operation::GetStatus => "get_status",
+        }
+    }
+}
+
+impl EncodeLabelValue for Operation {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.label().encode(encoder)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -125,6 +161,13 @@ impl Metrics {
             sessions_opened: Counter::default(),
             sessions_closed: Counter::default(),
         };
+        for operation in Operation::ALL {
+            // every series is there from the start, so that a first scrape shows zeros and not gaps
+            let labels = ByOperation { operation };
+            drop(metrics.durations.get_or_create(&labels));
+            drop(metrics.started.get_or_create(&labels));
+            drop(metrics.finished.get_or_create(&labels));
+        }
         let m = metrics.clone();
         registry.register(REQUEST_DURATION_SECONDS, "Time a request took", m.durations);
         registry.register(STARTED_REQUESTS, "Requests begun", m.started);
@@ -187,7 +230,7 @@ impl Collector for StoreCollector {
         for (name, help, value) in [
             (HOST_RAM_BUDGET_BYTES, "Host RAM for rows", status.host_ram_budget_bytes),
             (HOST_RAM_USED_BYTES, "Host RAM in use by rows", status.host_ram_used_bytes),
-            (PINNED_ROWS, "Rows that staged steps hold", status.pinned_rows),
+            (PINNED_ROWS, "Rows that staged steps hold, once for each step", status.pinned_rows),
         ] {
             let gauge = ConstGauge::new(signed(value));
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;

@@ -22,9 +22,7 @@ pub enum Error {
         expected: String,
     },
     /// The keys of one table are not strictly ascending.
-    #[error(
-        "{table}: key {next} follows key {previous}; keys of a table are unique and strictly ascending"
-    )]
+    #[error("{table}: key {next} follows key {previous}; keys of a table are unique and ascend")]
     KeysNotAscending {
         /// The table whose run is out of order.
         table: TableId,

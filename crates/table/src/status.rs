@@ -92,7 +92,7 @@ pub struct StoreStatus {
     pub host_ram_budget_bytes: u64,
     /// Bytes of it in use.
     pub host_ram_used_bytes: u64,
-    /// Rows in RAM that a staged step holds.
+    /// Rows in RAM that staged steps hold; a row that two steps hold counts twice.
     pub pinned_rows: u64,
     /// Whether the store had been closed cleanly before it was opened.
     pub opened_clean: bool,

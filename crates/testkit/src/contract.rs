@@ -1,5 +1,5 @@
-//! What every store of rows must do, as a suite that runs against any of them. It tests no budget, no
-//! eviction and no persistence; the store's own tests do.
+//! What every store of rows must do, as a suite that runs against any of them. It tests no budget,
+//! no eviction and no persistence; the store's own tests do.
 
 // a store that refuses what the contract grants fails the test there and then
 #![allow(clippy::unwrap_used)]

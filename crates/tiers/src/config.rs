@@ -32,7 +32,8 @@ impl StoreConfig {
     /// The least that RocksDB works with.
     pub const SSD_MEMORY_BYTES_MIN: u64 = 4 << 20;
 
-    /// A configuration with the usual limits: 64 MiB for RocksDB, ten seconds' patience, 4,096 tables.
+    /// A configuration with the usual limits: 64 MiB for RocksDB, ten seconds' patience, 4,096
+    /// tables.
     pub fn new(data_dir: impl Into<PathBuf>, host_ram_bytes: u64) -> Self {
         Self {
             data_dir: data_dir.into(),

@@ -142,7 +142,10 @@ pub enum Error {
         supported: u32,
     },
     /// The directory holds something else.
-    #[error("{} is not empty and not a store ({found:?} is there): nothing was touched", dir.display())]
+    #[error(
+        "{} is not empty and not a store ({found:?} is there): nothing was touched",
+        dir.display()
+    )]
     NotAStore {
         /// The directory.
         dir: PathBuf,

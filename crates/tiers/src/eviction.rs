@@ -1,6 +1,7 @@
 //! Which rows leave when room is wanted: a clock over the blocks of all row lengths, with a second
-//! chance for rows referenced since its hand passed. Within a block of the wanted length single rows
-//! leave; a block of another length leaves whole, or stays. Held rows stay. It writes nothing down;
+//! chance for rows referenced since its hand passed. Within a block of the wanted length single
+//! rows leave; a block of another length leaves whole, or stays. Held rows stay. It writes nothing
+//! down;
 //! `write_back` does, before the rows go.
 
 use std::sync::Arc;
@@ -28,7 +29,8 @@ struct Leaving {
 }
 
 impl Inner {
-    /// Sees to it that the class has `wanted` vacant slots; false if the rest of the budget is held.
+    /// Sees to it that the class has `wanted` vacant slots; false if the rest of the budget is
+    /// held.
     pub(crate) fn make_room(&self, room: &mut Room, class: usize, wanted: usize) -> Result<bool> {
         let no_memory = |source| Error::Io { context: "take memory for rows".to_owned(), source };
         loop {

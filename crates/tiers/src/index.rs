@@ -1,7 +1,7 @@
 //! Which slot holds a row: a hash table in buckets of one cache line, seven entries of a tag and a
 //! slot number each, with a count of the rows that had to go on to the next bucket. A row is always
-//! found or surely absent; nothing is lost to a full bucket. It holds no keys (the slot headers do),
-//! and it does not grow by itself, for its memory comes out of the budget.
+//! found or surely absent; nothing is lost to a full bucket. It holds no keys (the slot headers
+//! do), and it does not grow by itself, for its memory comes out of the budget.
 
 use std::io;
 
@@ -49,7 +49,8 @@ impl Index {
         Ok(Self { map: MmapMut::map_anon(bytes_for(rows_max.max(1)))?, rows: 0 })
     }
 
-    /// Forgets every row and takes memory for `rows_max`; the old memory goes before the new is used.
+    /// Forgets every row and takes memory for `rows_max`; the old memory goes before the new is
+    /// used.
     pub(crate) fn reset(&mut self, rows_max: usize) -> io::Result<()> {
         *self = Self::new(rows_max)?;
         Ok(())

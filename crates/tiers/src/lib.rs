@@ -2,12 +2,12 @@
 //! gathers and updates rows for its callers' threads; it has no threads of its own, knows no step
 //! numbers and speaks no protocol.
 //!
-//! Data flow of a step: [`Store::stage`] probes the `index`, makes room in the `arena` (`eviction`),
-//! fetches what is missing from the `ssd`, and pins all; [`Store::pull`] and [`Store::push`] then work
-//! on known slots; dropping [`Staged`] unpins.
+//! Data flow of a step: [`Store::stage`] probes the `index`, makes room in the `arena`
+//! (`eviction`), fetches what is missing from the `ssd`, and pins all; [`Store::pull`] and
+//! [`Store::push`] then work on known slots; dropping [`Staged`] unpins.
 //!
-//! Locks, in the order in which they may be taken: gate, blocks (one stage at a time), index, rows of
-//! a table. Pull and push take the gate and their tables' rows, nothing else.
+//! Locks, in the order in which they may be taken: gate, blocks (one stage at a time), index, rows
+//! of a table. Pull and push take the gate and their tables' rows, nothing else.
 
 mod arena;
 mod assign;

@@ -87,8 +87,8 @@ impl Ssd {
         }
     }
 
-    /// Reads rows of one table, of about `row_bytes` bytes, keys ascending: `found` is called for each
-    /// with its place among `keys` and its bytes, if it has any.
+    /// Reads rows of one table, of about `row_bytes` bytes, keys ascending: `found` is called for
+    /// each with its place among `keys` and its bytes, if it has any.
     pub(crate) fn read(
         &self,
         table: TableId,
@@ -197,11 +197,10 @@ impl Ssd {
             self.poison.get_or_init(|| format!("{context}: told to fail"));
             return self.check();
         }
-        write().map_err(|source| {
-            self.poison.get_or_init(|| format!("{context}: {source}"));
-            tracing::error!(context, %source, "a durable write failed; the store refuses work");
-            Error::Ssd { context, source }
-        })
+        let Err(source) = write() else { return Ok(()) };
+        self.poison.get_or_init(|| format!("{context}: {source}"));
+        tracing::error!(context, %source, "a durable write failed; the store refuses work");
+        self.check()
     }
 
     fn family(&self, name: &'static str) -> Result<&ColumnFamily> {

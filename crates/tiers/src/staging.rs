@@ -1,5 +1,6 @@
 //! A step's rows: stage resolves every key once and pins its row; pull gathers and push updates at
-//! the slots that the stage found, with no key hashed and no index touched. One stage works at a time.
+//! the slots that the stage found, with no key hashed and no index touched. One stage works at a
+//! time.
 
 use std::ops::Range;
 use std::sync::Arc;

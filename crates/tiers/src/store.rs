@@ -19,11 +19,12 @@ use crate::{Error, Result, StoreConfig, meta};
 
 /// Embedding rows in host RAM of a byte budget over RocksDB on SSD.
 ///
-/// Every operation is exact: what a pull or lookup returns depends on the tables, the pushes and the
-/// assigns before it, and on nothing else; not on the budget, the order of stages or the threads.
+/// Every operation is exact: what a pull or lookup returns depends on the tables, the pushes and
+/// the assigns before it, and on nothing else; not on the budget, the order of stages or the
+/// threads.
 ///
-/// Rows last from a [`Store::flush`] or [`Store::close`] on. A store dropped without a close has lost
-/// what was dirty in RAM; the next open says so.
+/// Rows last from a [`Store::flush`] or [`Store::close`] on. A store dropped without a close has
+/// lost what was dirty in RAM; the next open says so.
 pub struct Store {
     inner: Arc<Inner>,
 }
@@ -31,11 +32,12 @@ pub struct Store {
 /// What a store and the steps staged in it share.
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
-    /// Guards: whether the store is open. Shared by every pull, push, lookup; exclusive for a close,
-    /// so that no update falls between the last flush and the clean mark. First in the lock order.
+    /// Guards: whether the store is open. Shared by every pull, push, lookup; exclusive for a
+    /// close, so that no update falls between the last flush and the clean mark. First in the lock
+    /// order.
     gate: RwLock<Gate>,
-    /// Guards: which slots are taken, the clock's hand, and the right to change the index. Held by a
-    /// stage while it works, never while it waits.
+    /// Guards: which slots are taken, the clock's hand, and the right to change the index. Held by
+    /// a stage while it works, never while it waits.
     pub(crate) room: Mutex<Room>,
     /// Guards: the index. Stages and lookups share it to probe; publishing and evicting change it.
     pub(crate) index: RwLock<Index>,
@@ -153,8 +155,8 @@ impl Store {
     /// Reads embeddings without staging: never creates, never evicts. A key never touched answers
     /// with the row that its first touch would create and [`RowStatus::Initialised`].
     ///
-    /// `rows` is shaped as for a pull, `statuses` has a place for each key. After an error what is in
-    /// them means nothing.
+    /// `rows` is shaped as for a pull, `statuses` has a place for each key. After an error what is
+    /// in them means nothing.
     pub fn lookup(
         &self,
         keys: &KeyBatch,
@@ -176,8 +178,8 @@ impl Store {
         self.inner.status()
     }
 
-    /// Writes every row down that is dirty now and waits until it lasts. Stages, pulls and pushes go
-    /// on meanwhile.
+    /// Writes every row down that is dirty now and waits until it lasts. Stages, pulls and pushes
+    /// go on meanwhile.
     pub fn flush(&self) -> Result<()> {
         let _gate = self.inner.enter()?;
         self.inner.flush()

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use table::{Counters, TierCounters};
 
-/// Atomics that are added to once a batch. Hits and misses count staged keys; bytes count lookups too.
+/// Atomics that are added to once a batch. Hits and misses count staged keys; bytes count lookups
+/// too.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) rows: AtomicU64,

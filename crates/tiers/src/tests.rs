@@ -1,11 +1,10 @@
-//! The store held to its contract, to the oracle and to its limits, on a real RocksDB in a temporary
-//! directory. Tests of many processes and of the wire are elsewhere.
+//! The store held to its contract, to the oracle and to its limits, on a real RocksDB in a
+//! temporary directory. Tests of many processes and of the wire are elsewhere.
 
 mod limits;
 mod persistence;
 mod pressure;
 mod property;
-mod speed;
 mod threads;
 
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! `dlrm-worker`: opens the session that `--ps` names, in this process or over a connection, hands it
-//! to the command, and turns the outcome into an exit code. It does nothing else.
+//! `dlrm-worker`: opens the session that `--ps` names, in this process or over a connection, hands
+//! it to the command, and turns the outcome into an exit code. It does nothing else.
 //!
 //! Exit codes: 0 done, 1 the world failed (server gone, disk full), 2 bad input, 130 ended by a
 //! signal after everything trained was saved.
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::builder()
-                .with_default_directive(tracing::Level::WARN.into())
+                .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
                 .from_env_lossy(),
         )
         .with_writer(std::io::stderr)
@@ -31,8 +31,13 @@ fn main() -> ExitCode {
     let stop = Arc::new(AtomicBool::new(false));
     match run(&Cli::parse().command, &stop) {
         Ok(lines) => {
-            let _ = std::io::stdout().write_all(lines.as_bytes()); // a closed pipe is the reader's choice
-            if stop.load(Ordering::Relaxed) { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS }
+            // a closed pipe is the reader's choice
+            let _ = std::io::stdout().write_all(lines.as_bytes());
+            if stop.load(Ordering::Relaxed) {
+                ExitCode::from(INTERRUPTED)
+            } else {
+                ExitCode::SUCCESS
+            }
         }
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "dlrm-worker: {error:#}");
@@ -62,25 +67,21 @@ fn carry_out(command: &Command, session: &dyn Session, stop: &AtomicBool) -> Res
     })
 }
 
-/// Runs `body` with the session of `--ps`. An embedded store is closed cleanly whatever `body` says,
-/// so that nothing that was trained is lost to a bad flag of a later phase.
-fn with_session(
-    ps: &PsArgs,
-    body: impl FnOnce(&dyn Session) -> Result<String>,
-) -> Result<String> {
-    match ps.ps.parse::<Endpoint>()? {
-        Endpoint::Embedded(dir) => {
-            let mut config = EmbeddedConfig::new(dir, ps.host_ram);
-            config.ssd_memory_bytes = ps.ssd_memory;
-            let embedded = open_embedded(config)?;
-            let outcome = body(&*embedded.session());
-            let closed = embedded.close().context("close the store");
-            let lines = outcome?;
-            closed?;
-            Ok(lines)
-        }
-        remote => body(&GrpcSession::open(&remote, CONNECT_TIMEOUT, "dlrm-worker")?),
-    }
+/// Runs `body` with the session of `--ps`. An embedded store is closed cleanly whatever `body`
+/// says, so that nothing that was trained is lost to a bad flag of a later phase.
+fn with_session(ps: &PsArgs, body: impl FnOnce(&dyn Session) -> Result<String>) -> Result<String> {
+    let endpoint = ps.ps.parse()?;
+    let Endpoint::Embedded(dir) = endpoint else {
+        return body(&GrpcSession::open(&endpoint, CONNECT_TIMEOUT, "dlrm-worker")?);
+    };
+    let mut config = EmbeddedConfig::new(dir, ps.host_ram);
+    config.ssd_memory_bytes = ps.ssd_memory;
+    let embedded = open_embedded(config)?;
+    let outcome = body(&*embedded.session());
+    let closed = embedded.close().context("close the store");
+    let lines = outcome?;
+    closed?;
+    Ok(lines)
 }
 
 fn is_bad_input(error: &anyhow::Error) -> bool {

@@ -274,7 +274,8 @@ pub struct GenerateArgs {
     /// synthetic:NAME=VALUE,...
     #[arg(long)]
     pub data: Source,
-    /// Where to: criteo:PATH[.gz] | tsv:PATH[.gz] | parquet:PATH; without it only the best quality is told
+    /// Where to: criteo:PATH[.gz] | tsv:PATH[.gz] | parquet:PATH; without it only the best quality
+    /// is told
     #[arg(long)]
     pub output: Option<Source>,
 }

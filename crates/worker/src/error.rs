@@ -46,9 +46,7 @@ pub enum Error {
         message: String,
     },
     /// The loss is not finite: the learning rate is too high, or the data is broken.
-    #[error(
-        "step {step}: the loss is {loss}; lower --learning-rate, or look at the batch's dense values"
-    )]
+    #[error("step {step}: the loss is {loss}; lower --learning-rate, or look at the dense values")]
     Diverged {
         /// The step.
         step: u64,

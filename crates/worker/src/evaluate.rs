@@ -1,5 +1,5 @@
-//! `dlrm-worker eval`, and the pass over data that evaluation and prediction share: read, find unique
-//! keys, look up, compute. Nothing is staged and no row is created.
+//! `dlrm-worker eval`, and the pass over data that evaluation and prediction share: read, find
+//! unique keys, look up, compute. Nothing is staged and no row is created.
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{Reader, unique};

@@ -1,5 +1,5 @@
-//! `dlrm-worker generate`: writes generated data to a file and tells the best that is to be had on it.
-//! The data itself is `dataset`'s.
+//! `dlrm-worker generate`: writes generated data to a file and tells the best that is to be had on
+//! it. The data itself is `dataset`'s.
 
 use std::fmt::Write as _;
 

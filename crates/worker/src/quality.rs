@@ -3,8 +3,8 @@
 
 use serde::Serialize;
 
-/// Bins over the logit. 2^21 over [-16, 16] is 1.5e-5 a bin: rows that share one count as ties, which
-/// moves the AUC by less than half the share of such pairs.
+/// Bins over the logit. 2^21 over [-16, 16] is 1.5e-5 a bin: rows that share one count as ties,
+/// which moves the AUC by less than half the share of such pairs.
 const BINS: usize = 1 << 21;
 const LOGIT_MAX: f64 = 16.0;
 

@@ -1,5 +1,6 @@
 //! Weights in and out, as safetensors under facebookresearch/dlrm's names: the dense part beside a
-//! model's card, or everything in one file. It streams: one table, or one chunk of it, is in memory.
+//! model's card, or everything in one file. It streams: one table, or one chunk of it, is in
+//! memory.
 
 use std::borrow::Cow;
 use std::cell::RefCell;

@@ -30,10 +30,11 @@ struct Run {
 /// How far an Adagrad run on kaggle-shape is determined in `f32`.
 ///
 /// At step 10 one element of a row met for the first time has a gradient of some 1e-10, the rest of
-/// a sum of terms of 4e-4: it is rounding, of either sign. With eps 1e-10, Adagrad makes a full step
-/// of it, and the steps from 17 on tell. Other such elements follow. It is the run and not the
+/// a sum of terms of 4e-4: it is rounding, of either sign. With eps 1e-10, Adagrad makes a full
+/// step of it, and the steps from 17 on tell. Other such elements follow. It is the run and not the
 /// program: of 24 runs of this program that began with half the weights moved by one unit in the
-/// last place, none kept to the reference's losses for all 48 steps (21 left at step 17, the last at
+/// last place, none kept to the reference's losses for all 48 steps (21 left at step 17, the last
+/// at
 /// 31, by up to 1e-1), while all kept to 2e-5 before.
 const ADAGRAD_STEPS_DETERMINED: usize = 17;
 /// What remains comparable past that: how well the model ranks.

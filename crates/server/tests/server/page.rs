@@ -32,11 +32,11 @@ fn the_page_has_every_metric_and_health_says_serving() {
     let page = get(&server, "/metrics");
     use server::metrics as m;
     for line in [
-        format!("{}_count{{operation=\"Pull\"}} 5", m::REQUEST_DURATION_SECONDS),
-        format!("{}_total{{operation=\"Push\"}} 5", m::STARTED_REQUESTS),
-        format!("{}_total{{operation=\"Push\"}} 5", m::FINISHED_REQUESTS),
-        format!("{}_total{{operation=\"Staging\"}} ", m::FINISHED_REQUESTS),
-        format!("{}_total{{operation=\"Assign\",code=\"NotFound\"}} 1", m::FAILED_REQUESTS),
+        format!("{}_count{{operation=\"pull\"}} 5", m::REQUEST_DURATION_SECONDS),
+        format!("{}_total{{operation=\"push\"}} 5", m::STARTED_REQUESTS),
+        format!("{}_total{{operation=\"push\"}} 5", m::FINISHED_REQUESTS),
+        format!("{}_total{{operation=\"staging\"}} ", m::FINISHED_REQUESTS),
+        format!("{}_total{{operation=\"assign\",code=\"NotFound\"}} 1", m::FAILED_REQUESTS),
         format!("{}_total 1", m::OPENED_SESSIONS),
         format!("{}_total 0", m::CLOSED_SESSIONS),
         format!("{} {}", m::HOST_RAM_BUDGET_BYTES, crate::HOST_RAM_BYTES),

@@ -1,5 +1,5 @@
-//! Which blocks are taken, by which row length, and which of their slots are vacant; the accounts of
-//! the budget. It does not choose what leaves; `eviction` does.
+//! Which blocks are taken, by which row length, and which of their slots are vacant; the accounts
+//! of the budget. It does not choose what leaves; `eviction` does.
 
 use std::io;
 use std::sync::Arc;

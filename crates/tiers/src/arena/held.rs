@@ -28,8 +28,11 @@ pub(crate) struct PinnedRun {
 }
 
 impl Pinned {
-    /// Nothing pinned yet, for a batch of these runs. `counted`: whether its rows show in
+    /// Nothing pinned yet, for a batch of these runs. `counted`: whether its pins show in
     /// [`Arena::pinned_rows`], as those of a staged step do and those of a passing lookup don't.
+    ///
+    /// Pins are counted, not distinct rows: whether a pin is a row's first or last also depends on
+    /// lookups and write-backs that pass by, so that a count of rows would drift.
     pub(crate) fn none(arena: &Arc<Arena>, runs: Vec<PinnedRun>, counted: bool) -> Self {
         let rows = runs.last().map_or(0, |run| run.range.end);
         let (arena, slots) = (Arc::clone(arena), vec![Slot::NONE; rows]);
@@ -40,10 +43,12 @@ impl Pinned {
     pub(crate) fn pin(&mut self, run: usize, position: usize, slot: Slot, key: Key) -> bool {
         let run = &self.runs[run];
         assert!(run.range.contains(&position) && self.slots[position] == Slot::NONE);
-        let Some(first) = self.arena.pin(slot, &run.rows, key, self.counted) else { return false };
-        self.slots[position] = slot;
-        self.uncounted_rows += u64::from(first);
-        true
+        let pinned = self.arena.pin(slot, &run.rows, key, self.counted);
+        if pinned {
+            self.slots[position] = slot;
+            self.uncounted_rows += 1;
+        }
+        pinned
     }
 
     /// Adds what was pinned since the last call to the arena's count.
@@ -82,8 +87,8 @@ impl Pinned {
 }
 
 impl Pinned {
-    /// Lets go without waking anyone: for a stage that failed, whose pins nobody else has seen. Were
-    /// it to wake the waiting stages, itself among them, none would ever wait.
+    /// Lets go without waking anyone: for a stage that failed, whose pins nobody else has seen.
+    /// Were it to wake the waiting stages, itself among them, none would ever wait.
     pub(crate) fn abandon(mut self) {
         self.quiet = true;
     }
@@ -92,21 +97,20 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         self.count();
-        let mut last = 0;
-        let mut any = false;
+        let mut rows = 0;
         for (i, &slot) in self.slots.iter().enumerate() {
             if let Some(&ahead) = self.slots.get(i + 16) {
                 self.arena.prefetch_header(ahead);
             }
             if slot != Slot::NONE {
-                last += u64::from(self.arena.unpin(slot));
-                any = true;
+                self.arena.unpin(slot);
+                rows += 1;
             }
         }
         if self.counted {
-            self.arena.subtract_pinned(last);
+            self.arena.subtract_pinned(rows);
         }
-        if any && !self.quiet {
+        if rows > 0 && !self.quiet {
             self.arena.tell_released();
         }
     }
@@ -125,8 +129,8 @@ impl ReadRows<'_> {
         let slot = self.slots[i];
         assert!(slot != Slot::NONE, "row {i} of the run is not pinned");
         let (address, floats) = self.arena.row_address(slot);
-        // SAFETY: the slot is pinned, hence occupied by a row of the table whose lock is held shared:
-        // nobody writes it while this guard lives, and it stays where it is.
+        // SAFETY: the slot is pinned, hence occupied by a row of the table whose lock is held
+        // shared: nobody writes it while this guard lives, and it stays where it is.
         unsafe { std::slice::from_raw_parts(address, floats) }
     }
 
@@ -240,7 +244,7 @@ impl Held {
 
     /// Takes hold of a row, whoever else holds it.
     pub(crate) fn hold(&mut self, slot: Slot) -> bool {
-        let held = self.arena.pin_any(slot, false).is_some();
+        let held = self.arena.pin_any(slot, false);
         self.note(slot, held)
     }
 
@@ -306,8 +310,8 @@ impl HeldRows<'_> {
         let row = self.held.rows[i];
         assert_eq!(row.owner, self.owner, "held row {i} is of another table");
         let (address, floats) = self.held.arena.row_address(row.slot);
-        // SAFETY: the slot is pinned, hence occupied by a row of the table whose lock is held shared:
-        // nobody writes it while this guard lives, and it stays where it is.
+        // SAFETY: the slot is pinned, hence occupied by a row of the table whose lock is held
+        // shared: nobody writes it while this guard lives, and it stays where it is.
         unsafe { std::slice::from_raw_parts(address, floats) }
     }
 

@@ -211,28 +211,29 @@ impl Arena {
         assert!(done.is_ok(), "slot {slot:?} was not claimed");
     }
 
-    /// Pins the slot if it holds this row; tells whether it is the row's first pin.
-    pub(super) fn pin(&self, slot: Slot, rows: &RowsLock, key: Key, touch: bool) -> Option<bool> {
-        let first = self.pin_any(slot, touch)?;
+    /// Pins the slot if it holds this row; tells whether it did.
+    pub(super) fn pin(&self, slot: Slot, rows: &RowsLock, key: Key, touch: bool) -> bool {
+        if !self.pin_any(slot, touch) {
+            return false;
+        }
         // Key and owner stand still from here on, for a pinned slot is not freed.
         if self.identity(slot) == (rows.owner, key) {
-            return Some(first);
+            return true;
         }
         self.unpin(slot);
-        None
+        false
     }
 
-    /// Pins the slot whatever row it holds.
-    pub(super) fn pin_any(&self, slot: Slot, touch: bool) -> Option<bool> {
+    /// Pins the slot whatever row it holds; false if it holds none.
+    pub(super) fn pin_any(&self, slot: Slot, touch: bool) -> bool {
         let state = &self.header(slot).state;
         let touched = if touch { REFERENCED } else { 0 };
-        let before = state
+        state
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, |state| {
                 assert!(state < u32::MAX - PIN, "too many pins on {slot:?}");
                 (state & OCCUPIED != 0).then_some((state + PIN) | touched)
             })
-            .ok()?;
-        Some(before < PIN)
+            .is_ok()
     }
 
     /// Pins the slot if nobody holds it.
@@ -242,11 +243,10 @@ impl Arena {
         state.fetch_update(Ordering::Acquire, Ordering::Relaxed, idle).is_ok()
     }
 
-    /// Takes one pin back; tells whether it was the last.
-    pub(super) fn unpin(&self, slot: Slot) -> bool {
+    /// Takes one pin back.
+    pub(super) fn unpin(&self, slot: Slot) {
         let before = self.header(slot).state.fetch_sub(PIN, Ordering::Release);
         assert!(before >= PIN && before & OCCUPIED != 0, "slot {slot:?} was not pinned");
-        before < 2 * PIN
     }
 
     /// Makes a slot vacant whose only pin is the caller's.
@@ -287,8 +287,8 @@ impl Arena {
         }
         self.carvings[block as usize].store(0, Ordering::Release);
         let start = block as usize * BLOCK_BYTES;
-        // SAFETY: the range is inside the mapping; every slot of the block is vacant, so that nobody
-        // holds a reference into it, and zeros are valid headers and valid floats.
+        // SAFETY: the range is inside the mapping; every slot of the block is vacant, so that
+        // nobody holds a reference into it, and zeros are valid headers and valid floats.
         unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, BLOCK_BYTES) }
     }
 

@@ -1,6 +1,6 @@
-//! The memory that rows lie in: one anonymous mapping, cut into blocks of 64 KiB. A block serves one
-//! row length: an array of slot headers, then the rows. A row's address follows from its slot number;
-//! there is no allocation for a row. It does not decide which row leaves; `eviction` does.
+//! The memory that rows lie in: one anonymous mapping, cut into blocks of 64 KiB. A block serves
+//! one row length: an array of slot headers, then the rows. A row's address follows from its slot
+//! number; there is no allocation for a row. It does not decide which row leaves; `eviction` does.
 //!
 //! The unsafe code of this crate is here and nowhere else. What it rests on:
 //! - the bytes of a block are headers or floats by the block's carving, and a block is carved anew
@@ -26,8 +26,8 @@ pub(crate) const HEADER_BYTES: usize = 16;
 const ROW_ALIGN: usize = 64; // a cache line
 const PLACE_BITS: u32 = 12;
 
-// The shortest row, one float, gives 64 KiB / 20 B = 3,276 slots; the longest, 3 x 4,096 floats of Adam
-// and its step count, must still find a slot.
+// The shortest row, one float, gives 64 KiB / 20 B = 3,276 slots; the longest, 3 x 4,096 floats of
+// Adam and its step count, must still find a slot.
 const _: () = assert!(BLOCK_BYTES / (HEADER_BYTES + 4) <= 1 << PLACE_BITS);
 const _: () = assert!(3 * 4096 * 4 + 4 + HEADER_BYTES + ROW_ALIGN <= BLOCK_BYTES);
 
@@ -91,8 +91,8 @@ fn rows_offset(slots: usize) -> usize {
 }
 
 /// Bytes of the host-RAM budget that one cached row takes when the budget is full: the row itself,
-/// its 16-byte header, its share of the index (64 bytes for 5.5 rows) and of what is left over at the
-/// end of its block.
+/// its 16-byte header, its share of the index (64 bytes for 5.5 rows) and of what is left over at
+/// the end of its block.
 ///
 /// A row of 16 floats takes 93 bytes: 64 of its own and 29 of bookkeeping.
 pub fn host_bytes_per_row(layout: RowLayout) -> u64 {

@@ -179,7 +179,11 @@ fn assert_bits(found: &[f32], expected: &[f32]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 40,
+        max_shrink_iters: 200,
+        ..ProptestConfig::default()
+    })]
     #[test]
     fn a_tiny_store_agrees_with_the_oracle(
         ops in prop::collection::vec(op(), 1..120), seed in any::<u64>(), blocks in 4_u64..9,

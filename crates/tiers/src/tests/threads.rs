@@ -129,3 +129,25 @@ fn two_stages_that_want_each_others_rows_both_end() {
     });
     assert_eq!(scratch.store().status().pinned_rows, 0);
 }
+
+#[test]
+fn lookups_and_flushes_that_pass_by_leave_the_count_of_pins_exact() {
+    let scratch = Scratch::patient(HUGE);
+    let table = create(&scratch)[0];
+    let keys = batch(table, 0..200);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let passing = |what: &(dyn Fn() + Sync)| {
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            what();
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| passing(&|| drop(scratch.lookup(&keys).unwrap())));
+        scope.spawn(|| passing(&|| scratch.store().flush().unwrap()));
+        for _ in 0..300 {
+            super::step(scratch.store(), &keys, 0.5);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(scratch.store().status().pinned_rows, 0);
+}

@@ -1,0 +1,17 @@
+//! Tests with the real binaries: they start processes, send signals, read reports. Each module is a
+//! theme. What one crate can show alone is tested beside its code, not here.
+
+#[path = "integration/bad_input.rs"]
+mod bad_input;
+#[path = "integration/binaries.rs"]
+mod binaries;
+#[path = "integration/budget.rs"]
+mod budget;
+#[path = "integration/generated.rs"]
+mod generated;
+#[path = "integration/quality.rs"]
+mod quality;
+#[path = "integration/reference.rs"]
+mod reference;
+#[path = "integration/restart.rs"]
+mod restart;

@@ -1,0 +1,174 @@
+//! Starting the project's binaries and reading what they leave behind. It asserts only that they
+//! started and ended as they should.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub(crate) const WORKER: &str = env!("CARGO_BIN_EXE_dlrm-worker");
+pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_embedding-ps");
+pub(crate) const PSCTL: &str = env!("CARGO_BIN_EXE_psctl");
+
+/// A file that the repository carries for tests.
+pub(crate) fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+/// A file of the folder that `EMBEDDING_PS_DATA` names.
+pub(crate) fn external_data(name: &str) -> PathBuf {
+    let folder = std::env::var_os("EMBEDDING_PS_DATA").expect("EMBEDDING_PS_DATA names a folder");
+    Path::new(&folder).join(name)
+}
+
+/// Runs a binary to its end.
+pub(crate) fn run(binary: &str, arguments: &[&str]) -> Output {
+    Command::new(binary).args(arguments).stdin(Stdio::null()).output().expect("start binary")
+}
+
+/// Runs a binary that must succeed and returns its standard output.
+pub(crate) fn succeed(binary: &str, arguments: &[&str]) -> String {
+    let output = run(binary, arguments);
+    assert!(
+        output.status.success(),
+        "{binary} {} ended with {}\n{}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("standard output is text")
+}
+
+/// Runs a binary that must refuse its input: exit code 2, and a message that holds every word.
+pub(crate) fn refuse(binary: &str, arguments: &[&str], words: &[&str]) -> String {
+    fail(binary, arguments, 2, words)
+}
+
+/// Runs a binary that must end with `code` and a message that holds every word.
+pub(crate) fn fail(binary: &str, arguments: &[&str], code: i32, words: &[&str]) -> String {
+    let output = run(binary, arguments);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{}\n{message}", arguments.join(" "));
+    for word in words {
+        assert!(message.contains(word), "expected {word:?} in: {message}");
+    }
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+/// A JSON file that a binary wrote.
+pub(crate) fn json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path)
+        .unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
+    serde_json::from_str(&text).expect("the file is JSON")
+}
+
+/// The losses of a report, by their bits: equal means the same to the last one.
+pub(crate) fn losses(report: &Value) -> Vec<f64> {
+    let losses = report["losses"].as_array().expect("the report has losses");
+    losses.iter().map(|loss| loss.as_f64().expect("a loss is a number")).collect()
+}
+
+pub(crate) fn text(path: &Path) -> &str {
+    path.to_str().expect("the path is text")
+}
+
+/// A running `embedding-ps`, killed when the test ends without having stopped it.
+pub(crate) struct Server {
+    child: Child,
+    pub grpc: String,
+    /// Where `/metrics` and `/healthz` are.
+    pub http: String,
+}
+
+impl Server {
+    /// Starts a server over `dir` with more flags, and waits until it is ready. It listens on a
+    /// free port of loopback unless `flags` name a place.
+    pub(crate) fn start(dir: &Path, flags: &[&str]) -> Server {
+        Self::start_under(&[SERVER], dir, flags)
+    }
+
+    /// The same under a wrapper: `command` is the program and its first arguments.
+    pub(crate) fn start_under(command: &[&str], dir: &Path, flags: &[&str]) -> Server {
+        let ready = dir.join("ready.json");
+        let _ = std::fs::remove_file(&ready);
+        let mut arguments = vec!["--data-dir".to_owned(), text(&dir.join("data")).to_owned()];
+        for (flag, value) in [("--listen", "127.0.0.1:0"), ("--http", "127.0.0.1:0")] {
+            if !flags.contains(&flag) {
+                arguments.extend([flag.to_owned(), value.to_owned()]);
+            }
+        }
+        arguments.extend(["--ready-file".to_owned(), text(&ready).to_owned()]);
+        std::fs::create_dir_all(dir).expect("make folder");
+        let log = std::fs::File::create(dir.join("server.log")).expect("make log");
+        let mut child = Command::new(command[0])
+            .args(&command[1..])
+            .args(&arguments)
+            .args(flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start embedding-ps");
+        wait_until(Duration::from_secs(60), "the server is ready", || {
+            let ended = child.try_wait().expect("ask for the child");
+            let log = || std::fs::read_to_string(dir.join("server.log")).unwrap_or_default();
+            assert!(ended.is_none(), "the server ended: {}", log());
+            ready.exists()
+        });
+        let ready = json(&ready);
+        let place = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
+        Server { child, grpc: place("grpc"), http: place("http") }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends SIGTERM and waits for a clean end.
+    pub(crate) fn stop(mut self) {
+        terminate(self.child.id());
+        let status = wait(&mut self.child, Duration::from_secs(60));
+        assert!(status.success(), "the server ended with {status}");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Sends SIGTERM to a process that the test started.
+pub(crate) fn terminate(pid: u32) {
+    let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
+    assert!(sent.expect("run kill").success(), "process {pid} is there");
+}
+
+/// Waits for a child's end; one that takes longer is killed and fails the test.
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> std::process::ExitStatus {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().expect("ask for the child") {
+            return status;
+        }
+        if started.elapsed() > limit {
+            let _ = child.kill();
+            panic!("process {} did not end within {limit:?}", child.id());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits for a condition; one that takes longer fails the test.
+pub(crate) fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < limit, "waited {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
