@@ -55,7 +55,6 @@ fn flights(root: &Path) -> Task {
         ["--eval-rows", "test"],
         ["--dense-columns", "13"],
         ["--dense-transform", "signed-log1p+standard"],
-        ["--shuffle-window", "300000"], // the file is in the order of time, the year's seasons apart
         ["--shuffle-window", "300000"], // the rows are in time order; unshuffled it learns December
         ["--arch-sparse-feature-size", "16"],
         ["--arch-mlp-bot", "26-64-16"],
@@ -304,6 +303,17 @@ mod tests {
         let json = r#"{"grpc": "http://127.0.0.1:1", "http": "http://127.0.0.1:2"}"#;
         assert_eq!(endpoint(json).unwrap(), "http://127.0.0.1:1");
         assert!(endpoint("soon").is_err() && endpoint("{}").is_err());
+    }
+
+    #[test]
+    fn no_flag_is_given_twice() {
+        for task in [flights(Path::new("/r")), criteo_like(0.1)] {
+            let mut flags: Vec<_> = task.flags.iter().filter(|f| f.starts_with("--")).collect();
+            flags.sort();
+            let count = flags.len();
+            flags.dedup();
+            assert_eq!(flags.len(), count, "{}", task.title);
+        }
     }
 
     #[test]
