@@ -103,7 +103,8 @@ fn sigterm_to_a_worker_saves_what_was_trained() {
     let path = |name: &str| text(&at.path().join(name)).to_owned();
     let endless = "synthetic:scale=0.01,rows=100000000,seed=7";
     let ps = format!("embedded:{}", path("stopped"));
-    let arguments = ["train", "--ps", &ps, "--host-ram", "1MiB", "--data", endless];
+    let budget = ["--host-ram", "1MiB", "--ssd-memory", "4MiB"];
+    let arguments = [&["train", "--ps", &ps, "--data", endless], &budget[..]].concat();
     let (model, report) = (path("stopped-model"), path("stopped.json"));
     let mut worker = Command::new(WORKER)
         .args(arguments)
@@ -114,7 +115,11 @@ fn sigterm_to_a_worker_saves_what_was_trained() {
         .stderr(Stdio::null())
         .spawn()
         .expect("start worker");
-    std::thread::sleep(Duration::from_secs(3)); // somewhere in the middle; the test holds anywhere
+    let rows = at.path().join("stopped/rows");
+    wait_until(Duration::from_secs(120), "trained rows are on SSD", || {
+        let files = std::fs::read_dir(&rows).into_iter().flatten().flatten();
+        files.into_iter().any(|file| file.path().extension().is_some_and(|e| e == "sst"))
+    });
     terminate(worker.id());
     let status = wait(&mut worker, Duration::from_secs(60));
     assert_eq!(status.code(), Some(130), "a signal ended it");
