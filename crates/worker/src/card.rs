@@ -11,13 +11,13 @@ use crate::report::write_whole;
 use crate::{Error, Result};
 
 /// The format that this program writes and reads.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 const FILE: &str = "model.json";
 
 /// A model without its weights.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Card {
-    format: u32,
+    pub format: u32,
     pub architecture: Architecture,
     /// The columns by name; each categorical one has a table of its name.
     pub columns: Schema,
@@ -32,34 +32,7 @@ pub(crate) struct Card {
     pub steps: u64,
 }
 
-/// A card's fields, as settled by `setup`.
-pub(crate) struct NewCard {
-    pub architecture: Architecture,
-    pub columns: Schema,
-    pub dense_transform: DenseTransform,
-    pub missing_indicator: bool,
-    pub max_ind_range: Option<u64>,
-    pub embedding_rows: Option<Vec<u64>>,
-    pub dense_optimizer: DenseOptimizer,
-    pub seed: u64,
-}
-
 impl Card {
-    pub(crate) fn new(new: NewCard) -> Card {
-        Card {
-            format: FORMAT,
-            architecture: new.architecture,
-            columns: new.columns,
-            dense_transform: new.dense_transform,
-            missing_indicator: new.missing_indicator,
-            max_ind_range: new.max_ind_range,
-            embedding_rows: new.embedding_rows,
-            dense_optimizer: new.dense_optimizer,
-            seed: new.seed,
-            steps: 0,
-        }
-    }
-
     pub(crate) fn load(folder: &Path) -> Result<Card> {
         let path = folder.join(FILE);
         let text = std::fs::read_to_string(&path).map_err(Error::file("read model", &path))?;

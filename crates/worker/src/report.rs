@@ -167,21 +167,32 @@ fn tier_lines(store: &StoreStatus) -> String {
     text
 }
 
-/// Writes a file under another name beside it and renames it: whole or not at all.
+/// Writes a file whole or not at all.
 pub(crate) fn write_whole(path: &Path, doing: &'static str, bytes: &[u8]) -> Result<()> {
-    let partial = partial_path(path);
-    let written = std::fs::write(&partial, bytes)
-        .and_then(|()| std::fs::File::open(&partial)?.sync_all())
-        .and_then(|()| std::fs::rename(&partial, path));
+    write_whole_by(path, doing, |partial| {
+        std::fs::write(partial, bytes).map_err(Error::file(doing, path))
+    })
+}
+
+/// Lets `write` write a file under another name beside `path`, then renames it: whole or not at
+/// all.
+pub(crate) fn write_whole_by<T>(
+    path: &Path,
+    doing: &'static str,
+    write: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let written = write(&partial).and_then(|value| {
+        std::fs::File::open(&partial)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| std::fs::rename(&partial, path))
+            .map_err(Error::file(doing, path))?;
+        Ok(value)
+    });
     if written.is_err() {
         let _ = std::fs::remove_file(&partial); // the first error is the one to tell
     }
-    written.map_err(Error::file(doing, path))
-}
-
-/// The name under which a file is written before it has its own.
-pub(crate) fn partial_path(path: &Path) -> std::path::PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".partial");
-    path.with_file_name(name)
+    written
 }

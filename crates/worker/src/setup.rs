@@ -8,7 +8,7 @@ use dlrm::{Architecture, DenseOptimizer, Interaction, LearningRate, Loss, Model}
 use table::{Initializer, Optimizer, TableId, TableSpec};
 use wire::Session;
 
-use crate::card::{Card, NewCard};
+use crate::card::{Card, FORMAT};
 use crate::cli::{
     ArchArgs, DataArgs, DenseOptimizerName, InteractionOp, LossFunction, OptimizerArgs,
     OptimizerName, SavedModelArgs, TrainArgs,
@@ -191,7 +191,8 @@ fn new_card(args: &TrainArgs) -> Result<Card> {
     let tables = columns.categorical.len();
     let architecture = architecture(&args.arch, tables)?;
     let embedding_rows = embedding_rows(args, source, &architecture, tables)?;
-    Ok(Card::new(NewCard {
+    Ok(Card {
+        format: FORMAT,
         architecture,
         columns,
         dense_transform: read.dense_transform,
@@ -200,7 +201,8 @@ fn new_card(args: &TrainArgs) -> Result<Card> {
         embedding_rows,
         dense_optimizer: dense_optimizer(&args.optimizer),
         seed: args.seed,
-    }))
+        steps: 0,
+    })
 }
 
 fn architecture(args: &ArchArgs, features: usize) -> Result<Architecture> {

@@ -15,7 +15,7 @@ use wire::Session;
 
 use crate::card::Card;
 use crate::cli::ExportArgs;
-use crate::report::{partial_path, write_whole};
+use crate::report::{write_whole, write_whole_by};
 use crate::setup::{find_tables, parse_rows};
 use crate::{Error, Result};
 
@@ -101,22 +101,16 @@ fn save_whole(
         let rows = TableRows { session, table, rows, dim, failed: &failed };
         tensors.push((format!("emb_l.{t}.weight"), Tensor::table(rows)));
     }
-    let partial = partial_path(path);
-    let written = serialize_to_file(tensors, None, &partial)
-        .map_err(|error| Error::Weights { path: path.to_owned(), message: error.to_string() });
-    let outcome = match failed.into_inner() {
-        Some(error) => Err(error),
-        None => written.and_then(|()| {
-            File::open(&partial)
-                .and_then(|file| file.sync_all())
-                .and_then(|()| std::fs::rename(&partial, path))
-                .map_err(Error::file("write weights", path))
-        }),
-    };
-    if outcome.is_err() {
-        let _ = std::fs::remove_file(&partial); // the first error is the one to tell
-    }
-    outcome
+    write_whole_by(path, "write weights", |partial| {
+        let written = serialize_to_file(tensors, None, partial);
+        match failed.take() {
+            Some(error) => Err(error),
+            None => written.map_err(|error| Error::Weights {
+                path: path.to_owned(),
+                message: error.to_string(),
+            }),
+        }
+    })
 }
 
 /// One tensor of the file being written; a table's rows are fetched when their turn comes.
