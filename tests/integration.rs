@@ -7,6 +7,8 @@ mod bad_input;
 mod binaries;
 #[path = "integration/budget.rs"]
 mod budget;
+#[path = "integration/cache.rs"]
+mod cache;
 #[path = "integration/generated.rs"]
 mod generated;
 #[path = "integration/quality.rs"]

@@ -136,13 +136,7 @@ fn connect(server: &Server) -> GrpcSession {
 }
 
 fn spec(name: &str) -> TableSpec {
-    TableSpec {
-        name: name.to_owned(),
-        dim: 4,
-        optimizer: Optimizer::Sgd,
-        initializer: Initializer::Uniform { bound: 0.5 },
-        seed: 1,
-    }
+    TableSpec::new(name, 4, Optimizer::Sgd, Initializer::Uniform { bound: 0.5 }, 1)
 }
 
 fn keys(table: TableId, keys: impl IntoIterator<Item = u64>) -> KeyBatch {

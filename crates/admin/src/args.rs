@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use table::units::parse_duration;
-use table::{Initializer, Optimizer, TableSpec};
+use table::{Admission, Expiry, Initializer, Optimizer, TableSpec};
 use wire::Endpoint;
 
 const EXAMPLES: &str = "\
@@ -13,6 +13,7 @@ Examples:
   psctl --server unix:/run/embedding-ps.sock status
   psctl --server http://127.0.0.1:7070 tables --json | jq '.tables[].rows'
   psctl create-table --name C1 --dim 16 --optimizer rwsadagrad --init-uniform 0.05
+  psctl create-table --name C2 --dim 16 --admit-after 3 --expire-after 7d
 
 Exit code: 0 done, 2 bad input, 1 the server can't be reached or answers with a fault.";
 
@@ -41,7 +42,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Rows, bytes, hits and hit rate of every table and tier
+    /// Rows, bytes, hits and hit rates of every table and tier: "hit rate" of the keys that reached
+    /// the tier, "of all" of the keys that were staged; what admission and expiry refused
     Tables {
         /// Print the whole status as JSON
         #[arg(long)]
@@ -69,6 +71,15 @@ pub struct NewTable {
     /// The seed of its rows
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Give a key its row the N-th time that it is staged, 1 to 15, as a counting sketch counts;
+    /// without it, the first time
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(Admission::SIGHTS_MAX)))]
+    pub admit_after: Option<u32>,
+    /// Forget a row that nobody staged for so many steps or so long: 1000000steps, 7d, 12h, 30min,
+    /// 90s
+    #[arg(long, value_name = "AGE", default_value = "never")]
+    pub expire_after: Expiry,
 }
 
 /// An update rule with its usual constants.
@@ -99,7 +110,9 @@ impl NewTable {
             None => Initializer::Zeros,
         };
         let (name, dim, seed) = (self.name.clone(), self.dim, self.seed);
-        TableSpec { name, dim, optimizer, initializer, seed }
+        let admission = self.admit_after.map_or(Admission::FirstSight, Admission::AfterSights);
+        let expiry = self.expire_after;
+        TableSpec { name, dim, optimizer, initializer, seed, admission, expiry }
     }
 }
 
@@ -111,6 +124,29 @@ mod tests {
     fn the_flags_are_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_table_is_asked_for_with_what_may_enter_and_how_long_it_stays() {
+        let create = |more: &[&str]| {
+            let flags = [&["psctl", "create-table", "--name", "a", "--dim", "4"], more].concat();
+            match Args::try_parse_from(flags).map(|args| args.command) {
+                Ok(Command::CreateTable(table)) => Ok(table.spec()),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let usual = create(&[]).unwrap();
+        assert_eq!((usual.admission, usual.expiry), (Admission::FirstSight, Expiry::Never));
+        let spec = create(&["--admit-after", "3", "--expire-after", "7d"]).unwrap();
+        assert_eq!(spec.admission, Admission::AfterSights(3));
+        assert_eq!(spec.expiry, Expiry::Seconds(7 * 86_400));
+        spec.validate().unwrap();
+        let spec = create(&["--expire-after", "1000000steps"]).unwrap();
+        assert_eq!(spec.expiry, Expiry::Steps(1_000_000));
+        assert!(create(&["--admit-after", "16"]).unwrap_err().contains("1..=15"));
+        assert!(create(&["--admit-after", "0"]).unwrap_err().contains("1..=15"));
+        assert!(create(&["--expire-after", "7"]).unwrap_err().contains("such as 7d"));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use table::units::format_bytes;
-use table::{Counters, Optimizer, StoreStatus, TierCounters, TierStatus};
+use table::{
+    Admission, Counters, Expiry, Optimizer, StoreStatus, TableStatus, TierCounters, TierStatus,
+};
 use wire::client::Connection;
 
 /// The server as a whole.
@@ -31,6 +33,9 @@ pub fn status_text(connection: &Connection, status: &StoreStatus) -> String {
         ("SSD rereads", counters.ssd_rereads.to_string()),
         ("evictions", counters.evictions.to_string()),
         ("write-backs", counters.writebacks.to_string()),
+        ("not admitted", counters.not_admitted.to_string()),
+        ("expired", counters.expired.to_string()),
+        ("SSD files", ssd_files(status)),
     ];
     let mut text = String::new();
     for (name, value) in lines {
@@ -47,7 +52,19 @@ pub fn status_text(connection: &Connection, status: &StoreStatus) -> String {
     text
 }
 
-/// Every table with its tiers, a line each.
+/// What the SSD tier did to its files, beside the rows that it was given.
+fn ssd_files(status: &StoreStatus) -> String {
+    let written = format_bytes(status.ssd_file_bytes_written);
+    let merged = format_bytes(status.ssd_file_bytes_merged);
+    let amplification = match status.write_amplification() {
+        Some(times) => format!("{times:.2}"),
+        None => "-".to_owned(),
+    };
+    format!("{written} written, {merged} read to merge; write amplification {amplification}")
+}
+
+/// Every table with its tiers, a line each; then what may enter and what it kept out, of the tables
+/// that have a rule.
 pub fn tables_text(status: &StoreStatus) -> String {
     if status.tables.is_empty() {
         return "no tables\n".to_owned();
@@ -64,12 +81,31 @@ pub fn tables_text(status: &StoreStatus) -> String {
         ];
         grid.tiers(&lead, [table.gpu, table.host, table.ssd], &table.counters);
     }
-    grid.text()
+    let mut text = grid.text();
+    let mut rules = Grid::new(&RULE_HEADER);
+    for TableStatus { spec, counters, .. } in &status.tables {
+        if spec.admission != Admission::FirstSight || spec.expiry != Expiry::Never {
+            rules.lines.push(vec![
+                spec.name.clone(),
+                spec.admission.to_string(),
+                counters.not_admitted.to_string(),
+                spec.expiry.to_string(),
+                counters.expired.to_string(),
+            ]);
+        }
+    }
+    if rules.lines.len() > 1 {
+        text.push('\n');
+        text.push_str(&rules.text());
+    }
+    text
 }
 
 const TABLE_HEADER: [&str; 5] = ["id", "table", "dim", "optimizer", "total rows"];
-const TIER_HEADER: [&str; 8] =
-    ["tier", "rows", "bytes", "hits", "misses", "hit rate", "read", "written"];
+/// The hit rate is of the keys that reached the tier; "of all", of the keys that were staged.
+const TIER_HEADER: [&str; 9] =
+    ["tier", "rows", "bytes", "hits", "misses", "hit rate", "of all", "read", "written"];
+const RULE_HEADER: [&str; 5] = ["table", "admission", "not admitted", "expiry", "expired"];
 
 /// Columns as wide as their widest cell, numbers to the right.
 struct Grid {
@@ -84,6 +120,7 @@ impl Grid {
     /// A line for each tier that holds or served anything; host RAM always has one. `lead` stands
     /// before the first of them.
     fn tiers(&mut self, lead: &[String], [gpu, host, ssd]: [TierStatus; 3], counters: &Counters) {
+        let staged = counters.keys_staged();
         let tiers =
             [("gpu", gpu, counters.gpu), ("host", host, counters.host), ("ssd", ssd, counters.ssd)];
         let mut lead = lead.to_vec();
@@ -99,7 +136,8 @@ impl Grid {
                 format_bytes(status.bytes),
                 counters.hits.to_string(),
                 counters.misses.to_string(),
-                hit_rate(&counters),
+                share(counters.hits, counters.hits + counters.misses),
+                share(counters.hits, staged),
                 format_bytes(counters.bytes_read),
                 format_bytes(counters.bytes_written),
             ]);
@@ -119,7 +157,9 @@ impl Grid {
             let cells = line.iter().enumerate().map(|(column, cell)| {
                 let width = widths[column];
                 match self.lines[0][column].as_str() {
-                    "table" | "optimizer" | "tier" => format!("{cell:<width$}"),
+                    "table" | "optimizer" | "tier" | "admission" | "expiry" => {
+                        format!("{cell:<width$}")
+                    }
                     _ => format!("{cell:>width$}"),
                 }
             });
@@ -130,10 +170,10 @@ impl Grid {
     }
 }
 
-fn hit_rate(counters: &TierCounters) -> String {
-    match counters.hits + counters.misses {
+fn share(part: u64, whole: u64) -> String {
+    match whole {
         0 => "-".to_owned(),
-        asked => format!("{:.1} %", 100.0 * counters.hits as f64 / asked as f64),
+        whole => format!("{:.1} %", 100.0 * part as f64 / whole as f64),
     }
 }
 
@@ -153,19 +193,13 @@ fn optimizer_name(optimizer: &Optimizer) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use table::{Initializer, TableId, TableSpec, TableStatus};
+    use table::{Initializer, TableId, TableSpec};
 
     fn status() -> StoreStatus {
-        let spec = TableSpec {
-            name: "C1".to_owned(),
-            dim: 16,
-            optimizer: Optimizer::Sgd,
-            initializer: Initializer::Zeros,
-            seed: 1,
-        };
+        let spec = TableSpec::new("C1", 16, Optimizer::Sgd, Initializer::Zeros, 1);
         let counters = Counters {
             host: TierCounters { hits: 3, misses: 1, bytes_read: 64, bytes_written: 0 },
-            ssd: TierCounters { misses: 1, ..TierCounters::default() },
+            ssd: TierCounters { hits: 1, misses: 0, bytes_read: 0, bytes_written: 100 },
             ..Counters::default()
         };
         let table = TableStatus {
@@ -182,6 +216,8 @@ mod tests {
             host_ram_budget_bytes: 1 << 20,
             host_ram_used_bytes: 1024,
             pinned_rows: 0,
+            ssd_file_bytes_written: 250,
+            ssd_file_bytes_merged: 150,
             opened_clean: true,
         }
     }
@@ -195,13 +231,44 @@ mod tests {
         assert_eq!(
             lines[1],
             [
-                "0", "C1", "16", "sgd", "12", "host", "12", "1KiB", "3", "1", "75.0", "%", "64B",
-                "0B"
+                "0", "C1", "16", "sgd", "12", "host", "12", "1KiB", "3", "1", "75.0", "%", "75.0",
+                "%", "64B", "0B"
             ]
         );
-        assert_eq!(lines[2], ["ssd", "0", "0B", "0", "1", "0.0", "%", "0B", "0B"]);
+        // the one key that reached the SSD tier was found there: one of the four that were staged
+        let ssd = ["ssd", "0", "0B", "1", "0", "100.0", "%", "25.0", "%", "0B", "100B"];
+        assert_eq!(lines[2], ssd);
         let width = text.lines().map(|line| line.chars().count());
         assert!(width.clone().all(|w| w == width.clone().max().unwrap()), "{text}");
+    }
+
+    #[test]
+    fn what_admission_and_expiry_refused_is_told_of_the_tables_that_have_them() {
+        let mut status = status();
+        assert!(!tables_text(&status).contains("admission"));
+        let table = &mut status.tables[0];
+        table.spec.admission = Admission::AfterSights(3);
+        table.spec.expiry = Expiry::Seconds(86_400);
+        table.counters.not_admitted = 4;
+        table.counters.expired = 2;
+        let text = tables_text(&status);
+        let lines: Vec<Vec<&str>> =
+            text.lines().rev().take(2).map(|line| line.split_whitespace().collect()).collect();
+        let header = ["table", "admission", "not", "admitted", "expiry", "expired"];
+        assert_eq!(lines[1], header, "{text}");
+        assert_eq!(lines[0], ["C1", "after", "3", "sights", "4", "1d", "2"], "{text}");
+        assert!(text.contains("75.0 %  37.5 %"), "of all keys, those kept out too\n{text}");
+    }
+
+    #[test]
+    fn the_files_of_the_ssd_tier_are_told_with_their_write_amplification() {
+        assert_eq!(
+            ssd_files(&status()),
+            "250B written, 150B read to merge; write amplification 2.50"
+        );
+        let mut idle = status();
+        idle.tables.clear();
+        assert!(ssd_files(&idle).ends_with("write amplification -"));
     }
 
     #[test]

@@ -16,6 +16,23 @@ pub struct Batch {
     pub features: Vec<Jagged>,
     /// The index in the source of the first row; 0 where rows are shuffled.
     pub first_row: u64,
+    /// The distinct keys, where the source knows them.
+    pub distinct: Distinct,
+}
+
+/// The distinct keys of each feature, found before: a cache has them, with their next uses. Where
+/// they are not known, all is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Distinct {
+    /// Strictly ascending within a feature, feature after feature. [Σ counts]
+    pub keys: Vec<Key>,
+    /// In how many batches from this one each is used next: 1 for the batch after this, or
+    /// [`table::KeyBatch::NEVER`]. [Σ counts]
+    pub next_uses: Vec<u32>,
+    /// How many each feature has. [features]
+    pub counts: Vec<u32>,
+    /// For each value of a feature, the place of its key among the feature's. [features][values]
+    pub inverse: Vec<Vec<u32>>,
 }
 
 /// The keys of one feature, for each row none, one or several.
@@ -46,6 +63,18 @@ impl Batch {
         self.features.resize_with(features, Jagged::default);
         self.features.iter_mut().for_each(Jagged::clear);
         self.first_row = 0;
+        self.distinct.clear(features);
+    }
+}
+
+impl Distinct {
+    /// Forgets all and keeps the memory.
+    pub(crate) fn clear(&mut self, features: usize) {
+        self.keys.clear();
+        self.next_uses.clear();
+        self.counts.clear();
+        self.inverse.resize_with(features, Vec::new);
+        self.inverse.iter_mut().for_each(Vec::clear);
     }
 }
 

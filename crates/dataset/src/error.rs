@@ -114,6 +114,18 @@ pub enum Error {
         /// What it said.
         source: parquet::errors::ParquetError,
     },
+    /// A cache is not what it must be.
+    #[error("{file}, byte {byte}: found {found}, expected {expected}")]
+    Cache {
+        /// The file.
+        file: PathBuf,
+        /// Where in it.
+        byte: u64,
+        /// What was there.
+        found: String,
+        /// What would have been accepted.
+        expected: String,
+    },
     /// A dense value does not fit an `f32` after its transform.
     #[error("{data}: dense column {name}: {found} is not a finite number after {transform}")]
     Transform {
@@ -186,6 +198,7 @@ impl Error {
             | Error::Value { .. }
             | Error::TooManyBadRows { .. }
             | Error::Parquet { .. }
+            | Error::Cache { .. }
             | Error::Transform { .. }
             | Error::StandardisationWidth { .. }
             | Error::NothingToFit { .. }

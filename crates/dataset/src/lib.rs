@@ -25,13 +25,16 @@ mod batch;
 
 mod unique;
 
+mod cache;
+
 mod synthetic;
 
 mod write;
 
 mod error;
 
-pub use batch::{Batch, Jagged};
+pub use batch::{Batch, Distinct, Jagged};
+pub use cache::{CacheCard, CacheSize, cache_card, write_cache};
 pub use error::{Error, Place, Result};
 pub use options::{BadRows, DenseColumns, ReadOptions, RowSelection, Schema};
 pub use reader::{Reader, fit_standardisation, fit_transform, open};

@@ -42,6 +42,9 @@ pub struct ReadOptions {
     pub shuffle: Option<Shuffle>,
     /// Stops after so many batches.
     pub batches_max: Option<u64>,
+    /// Says that another pass over the same rows follows in the same order. Where a source knows
+    /// when keys are used next, it then looks beyond the end of this pass.
+    pub more_passes: bool,
 }
 
 impl ReadOptions {
@@ -59,6 +62,7 @@ impl ReadOptions {
             bad_rows: BadRows::Error,
             shuffle: None,
             batches_max: None,
+            more_passes: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::cache::CachedBatches;
 use crate::columnar::ParquetRows;
 use crate::shuffle::ShuffledRows;
 use crate::synthetic::SyntheticRows;
@@ -42,6 +43,7 @@ pub fn open(source: &Source, options: &ReadOptions) -> Result<Reader> {
         });
     }
     let (rows, schema): (Box<dyn Rows + Send>, Schema) = match source {
+        Source::Cache { path } => return Ok(Reader::cached(CachedBatches::open(path, options)?)),
         Source::Criteo { path } => boxed(TextRows::criteo(path, options)?),
         Source::Tsv { path } => boxed(TextRows::tsv(path, options)?),
         Source::Parquet { path } => boxed(ParquetRows::open(path, options)?),
@@ -59,19 +61,25 @@ pub fn open(source: &Source, options: &ReadOptions) -> Result<Reader> {
     };
     let table_rows = match source {
         Source::Synthetic(spec) => Some(spec.table_rows()),
-        Source::Criteo { .. } | Source::Tsv { .. } | Source::Parquet { .. } => None,
+        Source::Criteo { .. }
+        | Source::Tsv { .. }
+        | Source::Parquet { .. }
+        | Source::Cache { .. } => None,
     };
-    Ok(Reader {
+    let parsed = Parsed {
         source: source.to_string(),
         rows,
-        schema,
-        table_rows,
         transform: options.dense_transform.clone(),
-        missing_indicator: options.missing_indicator,
         batch_rows: options.batch_rows,
         batches_left: options.batches_max.unwrap_or(u64::MAX),
-        rows_read: 0,
         raw_dense: Vec::new(),
+    };
+    Ok(Reader {
+        origin: Origin::Parsed(parsed),
+        schema,
+        table_rows,
+        missing_indicator: options.missing_indicator,
+        rows_read: 0,
     })
 }
 
@@ -81,15 +89,27 @@ fn boxed(opened: (impl Rows + Send + 'static, Schema)) -> (Box<dyn Rows + Send>,
 
 /// The batches of a source, in the order of its rows or shuffled.
 pub struct Reader {
-    source: String,
-    rows: Box<dyn Rows + Send>,
+    origin: Origin,
     schema: Schema,
     table_rows: Option<Vec<u64>>,
-    transform: DenseTransform,
     missing_indicator: bool,
+    rows_read: u64,
+}
+
+enum Origin {
+    /// Rows that become batches here.
+    Parsed(Parsed),
+    /// Batches that were made before.
+    Cached(Box<CachedBatches>),
+}
+
+/// Rows of a format on their way into batches.
+struct Parsed {
+    source: String,
+    rows: Box<dyn Rows + Send>,
+    transform: DenseTransform,
     batch_rows: usize,
     batches_left: u64,
-    rows_read: u64,
     raw_dense: Vec<f64>, // [rows, dense columns]; NaN is missing
 }
 
@@ -97,34 +117,28 @@ impl Reader {
     /// Fills `batch` with the next rows. False when none is left; the batch is then empty. After an
     /// error the content of the batch means nothing, and neither does reading on.
     pub fn next_batch(&mut self, batch: &mut Batch) -> Result<bool> {
-        batch.reset(self.dense_width(), self.schema.categorical.len());
-        if self.batches_left == 0 {
-            return Ok(false);
-        }
-        self.raw_dense.clear();
-        self.rows.fill(self.batch_rows, batch, &mut self.raw_dense)?;
-        let columns = self.schema.dense.len();
-        let transformed = self.transform.apply(
-            &self.raw_dense,
-            columns,
-            self.missing_indicator,
-            &mut batch.dense,
-        );
-        if let Err(place) = transformed {
-            return Err(Error::Transform {
-                data: self.source.clone(),
-                name: self.schema.dense[place % columns].clone(),
-                found: self.raw_dense[place],
-                transform: self.transform.to_string(),
-            });
-        }
-        if batch.rows() == 0 {
-            self.batches_left = 0;
-            return Ok(false);
-        }
-        self.batches_left -= 1;
+        let more = match &mut self.origin {
+            Origin::Parsed(parsed) => {
+                let columns = &self.schema;
+                let width = columns.dense.len() * if self.missing_indicator { 2 } else { 1 };
+                batch.reset(width, columns.categorical.len());
+                parsed.next_batch(columns, self.missing_indicator, batch)?
+            }
+            Origin::Cached(cached) => cached.next_batch(batch)?,
+        };
         self.rows_read += batch.rows() as u64;
-        Ok(true)
+        Ok(more)
+    }
+
+    fn cached(batches: CachedBatches) -> Reader {
+        let card = batches.card();
+        Reader {
+            schema: card.columns.clone(),
+            table_rows: card.table_rows.clone(),
+            missing_indicator: card.missing_indicator,
+            rows_read: 0,
+            origin: Origin::Cached(Box::new(batches)),
+        }
     }
 
     /// The columns of the batches. With an indicator of missing values `dense` of a batch is wider.
@@ -149,12 +163,50 @@ impl Reader {
 
     /// Bad rows left out so far.
     pub fn rows_skipped(&self) -> u64 {
-        self.rows.rows_skipped()
+        match &self.origin {
+            Origin::Parsed(parsed) => parsed.rows.rows_skipped(),
+            Origin::Cached(cached) => cached.rows_skipped(),
+        }
     }
 
     /// How much of the source has been passed, 0 to 1; for a progress bar.
     pub fn progress(&self) -> f64 {
-        self.rows.progress()
+        match &self.origin {
+            Origin::Parsed(parsed) => parsed.rows.progress(),
+            Origin::Cached(cached) => cached.progress(),
+        }
+    }
+}
+
+impl Parsed {
+    /// The next rows as a batch; `batch` has its shape and no row.
+    fn next_batch(
+        &mut self,
+        schema: &Schema,
+        missing_indicator: bool,
+        batch: &mut Batch,
+    ) -> Result<bool> {
+        if self.batches_left == 0 {
+            return Ok(false);
+        }
+        self.raw_dense.clear();
+        self.rows.fill(self.batch_rows, batch, &mut self.raw_dense)?;
+        let (raw, columns) = (&self.raw_dense, schema.dense.len());
+        let transformed = self.transform.apply(raw, columns, missing_indicator, &mut batch.dense);
+        if let Err(place) = transformed {
+            return Err(Error::Transform {
+                data: self.source.clone(),
+                name: schema.dense[place % columns].clone(),
+                found: self.raw_dense[place],
+                transform: self.transform.to_string(),
+            });
+        }
+        if batch.rows() == 0 {
+            self.batches_left = 0;
+            return Ok(false);
+        }
+        self.batches_left -= 1;
+        Ok(true)
     }
 }
 

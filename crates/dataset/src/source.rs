@@ -8,8 +8,8 @@ use crate::{Error, SyntheticSpec, TransformKind};
 
 /// A file of a known format, or the generator.
 ///
-/// Written `criteo:PATH`, `tsv:PATH`, `parquet:PATH` or `synthetic:SPEC`. Whether a text file is
-/// compressed with gzip is told by its first bytes, not by its name.
+/// Written `criteo:PATH`, `tsv:PATH`, `parquet:PATH`, `cache:PATH` or `synthetic:SPEC`. Whether a
+/// text file is compressed with gzip is told by its first bytes, not by its name.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// Criteo's own text: no header; a label, 13 integers, 26 hexadecimal tokens; tabs between.
@@ -27,6 +27,11 @@ pub enum Source {
         /// The file.
         path: PathBuf,
     },
+    /// Batches that were parsed before and written by [`crate::write_cache`].
+    Cache {
+        /// The file.
+        path: PathBuf,
+    },
     /// Rows made on the fly.
     Synthetic(SyntheticSpec),
 }
@@ -37,7 +42,10 @@ impl Source {
     pub fn usual_transform(&self) -> TransformKind {
         match self {
             Source::Criteo { .. } | Source::Synthetic(_) => TransformKind::Log1p,
-            Source::Tsv { .. } | Source::Parquet { .. } => TransformKind::None,
+            // a cache's values are transformed already; its card tells how
+            Source::Tsv { .. } | Source::Parquet { .. } | Source::Cache { .. } => {
+                TransformKind::None
+            }
         }
     }
 }
@@ -49,7 +57,8 @@ impl FromStr for Source {
         let wrong = || Error::Argument {
             what: "data source",
             found: text.to_owned(),
-            expected: "criteo:PATH, tsv:PATH, parquet:PATH or synthetic:SPEC".to_owned(),
+            expected: "criteo:PATH, tsv:PATH, parquet:PATH, cache:PATH or synthetic:SPEC"
+                .to_owned(),
         };
         let (format, rest) = text.split_once(':').ok_or_else(wrong)?;
         if rest.is_empty() && format != "synthetic" {
@@ -60,6 +69,7 @@ impl FromStr for Source {
             "criteo" => Ok(Source::Criteo { path }),
             "tsv" => Ok(Source::Tsv { path }),
             "parquet" => Ok(Source::Parquet { path }),
+            "cache" => Ok(Source::Cache { path }),
             "synthetic" => Ok(Source::Synthetic(rest.parse()?)),
             _ => Err(wrong()),
         }
@@ -72,6 +82,7 @@ impl fmt::Display for Source {
             Source::Criteo { path } => write!(f, "criteo:{}", path.display()),
             Source::Tsv { path } => write!(f, "tsv:{}", path.display()),
             Source::Parquet { path } => write!(f, "parquet:{}", path.display()),
+            Source::Cache { path } => write!(f, "cache:{}", path.display()),
             Source::Synthetic(spec) => write!(f, "synthetic:{spec}"),
         }
     }
@@ -87,6 +98,7 @@ mod tests {
             "criteo:/data/day:0.gz",
             "tsv:flights.tsv.gz",
             "parquet:a b.parquet",
+            "cache:day_0.cache",
             "synthetic:scale=0.01,rows=4000000,seed=1",
             "synthetic:scale=0.5,rows=10,seed=7,test-rows=3",
         ] {
@@ -97,7 +109,7 @@ mod tests {
 
     #[test]
     fn an_unknown_format_or_an_empty_path_is_refused_with_the_forms() {
-        for text in ["", "flights.tsv", "csv:a", "tsv:", "criteo:", "synthetic:rows=x"] {
+        for text in ["", "flights.tsv", "csv:a", "tsv:", "cache:", "criteo:", "synthetic:rows=x"] {
             let message = text.parse::<Source>().unwrap_err().to_string();
             assert!(message.contains("expected"), "{message}");
         }

@@ -3,7 +3,7 @@
 
 use table::{Key, KeyBatch, TableId};
 
-use crate::{Batch, Error, Result};
+use crate::{Batch, Distinct, Error, Result};
 
 /// The distinct keys of a batch. Its memory is kept from one batch to the next.
 #[derive(Debug, Default)]
@@ -23,7 +23,8 @@ pub struct Unique {
 /// Finds the distinct keys of `batch`, where `tables[f]` is the table of feature f.
 ///
 /// The result depends on the batch and the tables alone: keys come out sorted, and no order of a
-/// hash table shows.
+/// hash table shows. Where the source knows the distinct keys and no features share a table, they
+/// are taken over, with the next uses of the keys.
 pub fn unique(batch: &Batch, tables: &[TableId], out: &mut Unique) -> Result<()> {
     let features = &batch.features;
     if tables.len() != features.len() {
@@ -39,6 +40,11 @@ pub fn unique(batch: &Batch, tables: &[TableId], out: &mut Unique) -> Result<()>
     order.clear();
     order.extend(tables.iter().copied().zip(0..));
     order.sort_unstable();
+    let shared = order.windows(2).any(|pair| pair[0].0 == pair[1].0);
+    if !shared && batch.distinct.counts.len() == features.len() {
+        place_distinct(&batch.distinct, order, keys, inverse);
+        return Ok(());
+    }
     for group in order.chunk_by(|a, b| a.0 == b.0) {
         let values: usize = group.iter().map(|&(_, f)| features[f].values.len()).sum();
         slots.clear();
@@ -62,6 +68,32 @@ pub fn unique(batch: &Batch, tables: &[TableId], out: &mut Unique) -> Result<()>
         assert!(in_order.is_ok(), "sorted distinct keys were refused: {in_order:?}");
     }
     Ok(())
+}
+
+/// Takes over the distinct keys that the source knows, and their next uses: no feature shares its
+/// table, so only the order of the tables is left to settle.
+fn place_distinct(
+    distinct: &Distinct,
+    order: &[(TableId, usize)],
+    keys: &mut KeyBatch,
+    inverse: &mut [Vec<u32>],
+) {
+    let mut starts = vec![0];
+    starts.extend(distinct.counts.iter().scan(0, |end, &count| {
+        *end += count as usize;
+        Some(*end)
+    }));
+    let mut next_uses = Vec::with_capacity(distinct.keys.len());
+    for &(table, f) in order {
+        let (base, run) = (keys.len() as u32, starts[f]..starts[f + 1]);
+        inverse[f].clear();
+        inverse[f].extend(distinct.inverse[f].iter().map(|place| base + place));
+        next_uses.extend_from_slice(&distinct.next_uses[run.clone()]);
+        let in_order = keys.push_run(table, &distinct.keys[run]);
+        assert!(in_order.is_ok(), "sorted distinct keys were refused: {in_order:?}");
+    }
+    let matched = keys.set_next_uses(next_uses);
+    assert!(matched.is_ok(), "a next use for each key was refused: {matched:?}");
 }
 
 /// Appends to `sights`, for each value, the number of distinct keys seen before its own first

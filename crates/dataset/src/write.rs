@@ -31,7 +31,7 @@ pub fn write(spec: &SyntheticSpec, selection: RowSelection, target: &Source) -> 
             write_file(path, |out| write_text(spec, selection, Text::Criteo, out))
         }
         Source::Tsv { path } => write_file(path, |out| write_text(spec, selection, Text::Tsv, out)),
-        Source::Synthetic(_) => Err(Error::Argument {
+        Source::Synthetic(_) | Source::Cache { .. } => Err(Error::Argument {
             what: "target",
             found: target.to_string(),
             expected: "criteo:PATH, tsv:PATH or parquet:PATH".to_owned(),

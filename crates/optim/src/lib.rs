@@ -7,5 +7,5 @@
 mod row;
 mod rule;
 
-pub use row::{update_row, update_rows};
+pub use row::{Rule, update_row};
 pub use rule::{AdamStep, adagrad, adam, rowwise_adagrad, sgd};

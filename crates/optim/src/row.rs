@@ -9,7 +9,48 @@ use crate::rule::{AdamStep, adagrad, adam, rowwise_adagrad, sgd};
 /// this far stays: both bias corrections have long become 1.
 const ROW_STEPS_MAX: f32 = (1 << 24) as f32;
 
-/// Applies one gradient to one stored row.
+/// A table's update rule with the rate of one push, chosen once for all of its rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    optimizer: Optimizer,
+    dim: usize,
+    learning_rate: f32,
+}
+
+impl Rule {
+    /// The rule of a table of `dim` floats a row.
+    pub fn new(optimizer: &Optimizer, dim: usize, learning_rate: f32) -> Self {
+        Self { optimizer: *optimizer, dim, learning_rate }
+    }
+
+    /// Applies one gradient to one row. The caller guarantees that the row was made by a table of
+    /// this optimizer; other lengths panic.
+    #[inline]
+    pub fn apply(
+        &self,
+        weights: &mut [f32], // [dim]
+        state: &mut [f32],   // [state]
+        gradient: &[f32],    // [dim]
+    ) {
+        let (dim, rate) = (self.dim, self.learning_rate);
+        match self.optimizer {
+            Optimizer::Sgd => sgd(weights, gradient, rate),
+            Optimizer::Adagrad { eps, .. } => adagrad(weights, state, gradient, rate, eps),
+            Optimizer::RowWiseAdagrad { eps, .. } => {
+                rowwise_adagrad(weights, &mut state[0], gradient, rate, eps);
+            }
+            Optimizer::Adam { beta1, beta2, eps } => {
+                let (moment1, state) = state.split_at_mut(dim);
+                let (moment2, steps) = state.split_at_mut(dim);
+                steps[0] = (steps[0] + 1.0).min(ROW_STEPS_MAX);
+                let step = AdamStep::new(steps[0] as u32, rate, beta1, beta2, eps);
+                adam(weights, moment1, moment2, gradient, step);
+            }
+        }
+    }
+}
+
+/// Applies one gradient to one row that lies with its state behind it.
 ///
 /// The caller guarantees that the row was made by a table of this optimizer, so that its length is
 /// `dim + state`; another length panics.
@@ -19,61 +60,15 @@ pub fn update_row(
     gradient: &[f32], // [dim]
     learning_rate: f32,
 ) {
-    update_rows(optimizer, gradient.len(), row, gradient, learning_rate);
-}
-
-/// Applies one gradient to each of the stored rows that lie one after the other.
-///
-/// The same bits as [`update_row`] on each; the rule is chosen once for all.
-pub fn update_rows(
-    optimizer: &Optimizer,
-    dim: usize,
-    rows: &mut [f32],  // [n, dim + state]
-    gradients: &[f32], // [n, dim]
-    learning_rate: f32,
-) {
+    let dim = gradient.len();
     let layout = RowLayout { dim, state: optimizer.state_floats(dim) };
-    if gradients.is_empty() {
-        assert!(rows.is_empty(), "rows without gradients");
-        return;
-    }
-    assert_eq!(gradients.len() % dim, 0, "gradients of rows of {dim} floats");
-    assert_eq!(rows.len(), gradients.len() / dim * layout.floats(), "rows with their state");
-    let rows = rows.chunks_exact_mut(layout.floats());
-    let pairs = rows.zip(gradients.chunks_exact(dim));
-    match *optimizer {
-        Optimizer::Sgd => {
-            pairs.for_each(|(row, gradient)| sgd(row, gradient, learning_rate));
-        }
-        Optimizer::Adagrad { eps, .. } => {
-            for (row, gradient) in pairs {
-                let (weights, accumulator) = row.split_at_mut(dim);
-                adagrad(weights, accumulator, gradient, learning_rate, eps);
-            }
-        }
-        Optimizer::RowWiseAdagrad { eps, .. } => {
-            for (row, gradient) in pairs {
-                let (weights, accumulator) = row.split_at_mut(dim);
-                rowwise_adagrad(weights, &mut accumulator[0], gradient, learning_rate, eps);
-            }
-        }
-        Optimizer::Adam { beta1, beta2, eps } => {
-            for (row, gradient) in pairs {
-                let (weights, state) = row.split_at_mut(dim);
-                let (moment1, state) = state.split_at_mut(dim);
-                let (moment2, steps) = state.split_at_mut(dim);
-                steps[0] = (steps[0] + 1.0).min(ROW_STEPS_MAX);
-                let step = AdamStep::new(steps[0] as u32, learning_rate, beta1, beta2, eps);
-                adam(weights, moment1, moment2, gradient, step);
-            }
-        }
-    }
+    assert_eq!(row.len(), layout.floats(), "rows with their state");
+    let (weights, state) = row.split_at_mut(dim);
+    Rule::new(optimizer, dim, learning_rate).apply(weights, state, gradient);
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     const ALL: [Optimizer; 4] = [
@@ -120,30 +115,5 @@ mod tests {
     #[should_panic(expected = "rows with their state")]
     fn a_row_of_another_layout_is_refused() {
         update_row(&ALL[1], &mut [0.0; 5], &[0.0; 4], 0.1);
-    }
-
-    proptest! {
-        #[test]
-        fn rows_together_and_rows_alone_get_the_same_bits(
-            dim in 1_usize..40,
-            n in 0_usize..6,
-            seed in any::<u32>(),
-            which in 0_usize..4,
-        ) {
-            let optimizer = ALL[which];
-            let floats = dim + optimizer.state_floats(dim);
-            let noise = |i: usize| {
-                let mixed = (i as u32).wrapping_mul(0x9e37_79b9) ^ seed;
-                (mixed.wrapping_mul(0x85eb_ca6b) >> 8) as f32 / (1 << 24) as f32
-            };
-            let mut together: Vec<f32> = (0..n * floats).map(noise).collect();
-            let mut alone = together.clone();
-            let gradients: Vec<f32> = (0..n * dim).map(|i| noise(i + 7919) - 0.5).collect();
-            update_rows(&optimizer, dim, &mut together, &gradients, 0.05);
-            for (row, gradient) in alone.chunks_mut(floats).zip(gradients.chunks(dim)) {
-                update_row(&optimizer, row, gradient, 0.05);
-            }
-            prop_assert!(together.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()));
-        }
     }
 }

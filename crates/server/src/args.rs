@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
-use crate::config::{Listen, Size, Span, Switch};
+use tiers::Durability;
+
+use crate::config::{Listen, Rate, Size, Span, Switch, TableRam};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,12 +15,16 @@ Examples:
     embedding-ps --data-dir DIR --listen unix:/run/embedding-ps.sock
   Settings from a file, one of them overridden:
     embedding-ps --config ops/config/embedding-ps.toml --host-ram 64GiB
+  Spare the SSD, and let no other table crowd C1 out of RAM:
+    embedding-ps --data-dir DIR --ssd-write-rate 200MiB/s --table-host-ram C1=512MiB..
+  Rows that left RAM survive a crash, at the price of one more write of each:
+    embedding-ps --data-dir DIR --durability log
   Then, elsewhere:
     dlrm-worker train --ps http://127.0.0.1:7070 ...
     psctl --server http://127.0.0.1:7070 tables
 
 SIGTERM or Ctrl-C stops it cleanly: every row is written down.
-Sizes take B, KiB, MiB, GiB, TiB; times take s, ms, us.
+Sizes take B, KiB, MiB, GiB, TiB; times take s, ms, us; rates are sizes with /s.
 Exit code: 0 stopped cleanly, 2 bad input, 1 anything else.";
 
 /// A parameter server: embedding tables over host RAM and SSD, served to training workers.
@@ -49,6 +55,25 @@ pub struct Args {
     /// How long a stage waits for pinned rows to be let go [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub stage_wait: Option<Span>,
+    /// Bounds on a table's rows in host RAM, MIN kept from other tables and MAX at most; one may
+    /// be left out (C1=64MiB.., C1=..1GiB); may be repeated. Without it a table takes what serves
+    /// best
+    #[arg(long, value_name = "NAME=MIN..MAX")]
+    pub table_host_ram: Vec<TableRam>,
+    /// Lock rows in physical memory, so that the system can't swap them out; needs a large enough
+    /// `ulimit -l`
+    #[arg(long)]
+    pub lock_memory: bool,
+    /// What may be written to SSD a second, merging of files included, such as 200MiB/s, or off:
+    /// as fast as the device takes it [default: off]
+    #[arg(long, value_name = "RATE", help_heading = "SSD")]
+    pub ssd_write_rate: Option<Rate>,
+    /// Threads that read rows from SSD: the depth of the device's queue [default: 16]
+    #[arg(long, value_name = "N", help_heading = "SSD")]
+    pub ssd_read_threads: Option<u32>,
+    /// When a row that left RAM is safe from a crash [default: flush]
+    #[arg(long, value_enum, help_heading = "SSD")]
+    pub durability: Option<Safety>,
     /// The largest message [default: 256MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     pub message_max: Option<Size>,
@@ -67,4 +92,23 @@ pub struct Args {
     /// Write the bound addresses here as JSON once the server is ready
     #[arg(long, value_name = "PATH")]
     pub ready_file: Option<PathBuf>,
+}
+
+/// When a row that left RAM is safe from a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Safety {
+    /// From the next flush or clean stop on
+    Flush,
+    /// At once: each row goes through a log when it leaves RAM
+    Log,
+}
+
+impl Safety {
+    /// The same as a setting of the store.
+    pub fn durability(self) -> Durability {
+        match self {
+            Safety::Flush => Durability::Flush,
+            Safety::Log => Durability::Log,
+        }
+    }
 }

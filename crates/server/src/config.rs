@@ -1,6 +1,7 @@
 //! The settings, typed twice: [`ConfigToml`] as people write them, with documented defaults, and
 //! [`Config`] as the server uses them, every field checked. Flags override the file's fields.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -9,9 +10,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use table::Limits;
-use table::units::{format_bytes, parse_bytes, parse_duration};
+use table::units::{format_bytes, parse_bytes, parse_duration, parse_rate};
+use tiers::{Durability, TableShare};
 
-use crate::{Args, EngineConfig, Error, Result};
+use crate::args::Safety;
+use crate::{Args, EngineConfig, Error, Result, SsdConfig};
 
 /// The configuration file. Every field may be left out; an unknown one is an error with its line.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -31,8 +34,30 @@ pub struct ConfigToml {
     pub gpu_cache: Size,
     /// How long a stage waits for pinned rows to be let go before it is refused. Default `10s`.
     pub stage_wait: Span,
+    /// What may be written to SSD a second, merging included, or `off`, the default: as fast as the
+    /// device takes it.
+    pub ssd_write_rate: Rate,
+    /// Threads that read rows from SSD. Default 16.
+    pub ssd_read_threads: u32,
+    /// When a row that left RAM is safe from a crash: from the next `flush` on, the default, or at
+    /// once, through a `log`.
+    pub durability: Durability,
+    /// Whether rows are locked in physical memory. Default false.
+    pub lock_memory: bool,
     /// What a session may ask for.
     pub limits: LimitsToml,
+    /// Bounds on single tables, by name. None by default.
+    pub tables: BTreeMap<String, TableToml>,
+}
+
+/// Bounds on one table's rows in host RAM, in the configuration file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TableToml {
+    /// Below it no other table takes rows away from this one. Default 0.
+    pub host_ram_min: Option<Size>,
+    /// Above it this table takes rows only from itself. Default: the whole budget.
+    pub host_ram_max: Option<Size>,
 }
 
 /// The limits of a session, in the configuration file.
@@ -84,6 +109,20 @@ pub struct Switch(pub Option<SocketAddr>);
 #[serde(try_from = "String")]
 pub struct Size(pub u64);
 
+/// Bytes a second, written `200MiB/s`, or `off`: no bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Rate(pub Option<u64>);
+
+/// A table's bounds as a flag, written `NAME=MIN..MAX`; either bound may be left out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TableRam {
+    /// The table's name.
+    pub table: String,
+    /// Its bounds.
+    pub bounds: TableToml,
+}
+
 /// A time, written `250ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -99,7 +138,12 @@ impl Default for ConfigToml {
             ssd_memory: Size(64 << 20),
             gpu_cache: Size(0),
             stage_wait: Span(Duration::from_secs(10)),
+            ssd_write_rate: Rate(None),
+            ssd_read_threads: 16,
+            durability: Durability::Flush,
+            lock_memory: false,
             limits: LimitsToml::default(),
+            tables: BTreeMap::new(),
         }
     }
 }
@@ -134,6 +178,15 @@ impl ConfigToml {
         })
     }
 
+    /// How the SSD tier is to be used.
+    pub(crate) fn ssd(&self) -> SsdConfig {
+        SsdConfig {
+            write_bytes_per_s: self.ssd_write_rate.0,
+            read_threads: self.ssd_read_threads,
+            durability: self.durability,
+        }
+    }
+
     /// The file's fields with those of the flags that were given in their place.
     fn overridden(self, args: Args) -> (Self, Option<PathBuf>) {
         let Args {
@@ -145,6 +198,11 @@ impl ConfigToml {
             ssd_memory,
             gpu_cache,
             stage_wait,
+            ssd_write_rate,
+            ssd_read_threads,
+            durability,
+            lock_memory,
+            table_host_ram,
             message_max,
             staged_steps_max,
             batch_keys_max,
@@ -152,6 +210,8 @@ impl ConfigToml {
             sessions_max,
             ready_file,
         } = args;
+        let mut tables = self.tables;
+        tables.extend(table_host_ram.into_iter().map(|TableRam { table, bounds }| (table, bounds)));
         let toml = Self {
             listen: if listen.is_empty() { self.listen } else { listen },
             http: http.unwrap_or(self.http),
@@ -160,6 +220,10 @@ impl ConfigToml {
             ssd_memory: ssd_memory.unwrap_or(self.ssd_memory),
             gpu_cache: gpu_cache.unwrap_or(self.gpu_cache),
             stage_wait: stage_wait.unwrap_or(self.stage_wait),
+            ssd_write_rate: ssd_write_rate.unwrap_or(self.ssd_write_rate),
+            ssd_read_threads: ssd_read_threads.unwrap_or(self.ssd_read_threads),
+            durability: durability.map_or(self.durability, Safety::durability),
+            lock_memory: lock_memory || self.lock_memory,
             limits: LimitsToml {
                 message: message_max.unwrap_or(self.limits.message),
                 staged_steps: staged_steps_max.unwrap_or(self.limits.staged_steps),
@@ -167,6 +231,7 @@ impl ConfigToml {
                 tables: tables_max.unwrap_or(self.limits.tables),
                 sessions: sessions_max.unwrap_or(self.limits.sessions),
             },
+            tables,
         };
         (toml, ready_file)
     }
@@ -185,6 +250,7 @@ impl Config {
 
     /// A checked configuration. The tiers check their budgets' ranges themselves.
     pub fn from_toml(toml: ConfigToml) -> Result<Self> {
+        let ssd = toml.ssd();
         let ConfigToml {
             listen,
             http,
@@ -193,7 +259,12 @@ impl Config {
             ssd_memory,
             gpu_cache,
             stage_wait,
+            ssd_write_rate: _, // these three are in `ssd`
+            ssd_read_threads: _,
+            durability: _,
+            lock_memory,
             limits,
+            tables: bounds,
         } = toml;
         let LimitsToml { message, staged_steps, batch_keys, tables, sessions } = limits;
         if listen.is_empty() {
@@ -230,10 +301,44 @@ impl Config {
             host_ram_bytes: host_ram.0,
             ssd_memory_bytes: ssd_memory.0,
             stage_wait: stage_wait.0,
+            ssd: checked_ssd(ssd)?,
+            lock_memory,
+            shares: bounds.into_iter().map(share).collect::<Result<_>>()?,
             limits,
         };
         Ok(Config { listen, http: http.0, engine, ready_file: None })
     }
+}
+
+/// The least with which the tier still moves.
+const WRITE_BYTES_PER_S_MIN: u64 = 1 << 20;
+
+fn checked_ssd(ssd: SsdConfig) -> Result<SsdConfig> {
+    let SsdConfig { write_bytes_per_s, read_threads, durability: _ } = ssd;
+    if let Some(bytes) = write_bytes_per_s
+        && bytes < WRITE_BYTES_PER_S_MIN
+    {
+        let expected = "off, or 1MiB/s and more";
+        return Err(setting("ssd_write_rate", &format!("{}/s", format_bytes(bytes)), expected));
+    }
+    if !(1..=1024).contains(&read_threads) {
+        return Err(setting("ssd_read_threads", &read_threads.to_string(), "1 to 1024"));
+    }
+    Ok(ssd)
+}
+
+/// The bounds of one table, the lower not above the upper. Whether all tables' lower bounds fit the
+/// budget is checked by the tiers, which know what a row takes.
+fn share((table, bounds): (String, TableToml)) -> Result<TableShare> {
+    let TableToml { host_ram_min, host_ram_max } = bounds;
+    let host_bytes_min = host_ram_min.map_or(0, |size| size.0);
+    let host_bytes_max = host_ram_max.map_or(u64::MAX, |size| size.0);
+    if host_bytes_min > host_bytes_max {
+        let found = format!("{} for table {table}", format_bytes(host_bytes_min));
+        let expected = format!("at most its host_ram_max, {}", format_bytes(host_bytes_max));
+        return Err(setting("tables.host_ram_min", &found, &expected));
+    }
+    Ok(TableShare { table, host_bytes_min, host_bytes_max })
 }
 
 fn in_range(name: &'static str, size: Size, min: u64, max: u64) -> Result<u64> {
@@ -286,6 +391,34 @@ impl FromStr for Size {
     }
 }
 
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        parse_rate(text).map(Rate).map_err(|error| error.to_string())
+    }
+}
+
+impl FromStr for TableRam {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong =
+            || format!("{text:?} is not NAME=MIN..MAX, such as C1=64MiB..1GiB or C1=..1GiB");
+        let (table, range) = text.split_once('=').ok_or_else(wrong)?;
+        let (min, max) = range.split_once("..").ok_or_else(wrong)?;
+        let bound = |text: &str| match text {
+            "" => Ok(None),
+            text => parse_bytes(text).map(|bytes| Some(Size(bytes))).map_err(|_| wrong()),
+        };
+        let bounds = TableToml { host_ram_min: bound(min)?, host_ram_max: bound(max)? };
+        if table.is_empty() || bounds == TableToml::default() {
+            return Err(wrong());
+        }
+        Ok(TableRam { table: table.to_owned(), bounds })
+    }
+}
+
 impl FromStr for Span {
     type Err = String;
 
@@ -318,7 +451,7 @@ macro_rules! read_as_text {
         }
     )*};
 }
-read_as_text!(Listen, Switch, Size, Span);
+read_as_text!(Listen, Switch, Size, Rate, Span);
 
 #[cfg(test)]
 mod tests {
@@ -326,6 +459,10 @@ mod tests {
 
     const EXAMPLE: &str =
         concat!(env!("CARGO_MANIFEST_DIR"), "/../../ops/config/embedding-ps.toml");
+
+    fn bounds(min: Option<u64>, max: Option<u64>) -> TableToml {
+        TableToml { host_ram_min: min.map(Size), host_ram_max: max.map(Size) }
+    }
 
     fn fault(text: &str) -> String {
         toml::from_str::<ConfigToml>(text).unwrap_err().to_string()
@@ -347,6 +484,10 @@ mod tests {
             "ssd_memory",
             "gpu_cache",
             "stage_wait",
+            "ssd_write_rate",
+            "ssd_read_threads",
+            "durability",
+            "lock_memory",
             "message",
             "staged_steps",
             "batch_keys",
@@ -356,6 +497,12 @@ mod tests {
             assert!(text.contains(&format!("\n{field} = ")), "{field}");
         }
         Config::from_toml(example).unwrap();
+        // the part that has no default stands behind signs of comment: it reads once they are gone
+        let bounds = text.split_once("\n# [tables.").unwrap().1.replace("\n# ", "\n");
+        let bounded: ConfigToml = toml::from_str(&format!("[tables.{bounds}")).unwrap();
+        let (name, table) = bounded.tables.iter().next().unwrap();
+        assert_eq!(name, "C1");
+        assert!(table.host_ram_min.is_some() && table.host_ram_max.is_some());
     }
 
     #[test]
@@ -370,6 +517,9 @@ mod tests {
         assert!(limits.contains("line 2") && limits.contains("staged_steps"), "{limits}");
         assert!(fault("listen = [\"localhost\"]").contains("IP:PORT or unix:PATH"));
         assert!(fault("stage_wait = \"10\"").contains("250ms"));
+        assert!(fault("ssd_write_rate = \"200MiB\"").contains("200MiB/s"));
+        assert!(fault("durability = \"fsync\"").contains("`flush` or `log`"));
+        assert!(fault("[tables.C1]\nram = \"1GiB\"").contains("host_ram_min"));
     }
 
     #[test]
@@ -384,6 +534,15 @@ mod tests {
                 "limits.sessions",
                 ConfigToml {
                     limits: LimitsToml { sessions: 0, ..limits.clone() },
+                    ..sound.clone()
+                },
+            ),
+            ("ssd_write_rate", ConfigToml { ssd_write_rate: Rate(Some(1)), ..sound.clone() }),
+            ("ssd_read_threads", ConfigToml { ssd_read_threads: 0, ..sound.clone() }),
+            (
+                "tables.host_ram_min",
+                ConfigToml {
+                    tables: BTreeMap::from([("C1".to_owned(), bounds(Some(2), Some(1)))]),
                     ..sound.clone()
                 },
             ),
@@ -423,6 +582,17 @@ mod tests {
             "3",
             "--stage-wait",
             "250ms",
+            "--ssd-write-rate",
+            "200MiB/s",
+            "--ssd-read-threads",
+            "4",
+            "--durability",
+            "log",
+            "--lock-memory",
+            "--table-host-ram",
+            "C1=1MiB..2MiB",
+            "--table-host-ram",
+            "C2=..1MiB",
         ])
         .unwrap();
         let config = Config::from_args(args).unwrap();
@@ -431,9 +601,30 @@ mod tests {
         assert_eq!(config.engine.stage_wait, Duration::from_millis(250));
         assert_eq!(config.engine.limits, Limits { sessions_max: 3, ..Limits::DEFAULT });
         assert_eq!(config.http, None);
+        let durability = Durability::Log;
+        let ssd = SsdConfig { write_bytes_per_s: Some(200 << 20), read_threads: 4, durability };
+        assert_eq!(config.engine.ssd, ssd);
+        assert!(config.engine.lock_memory);
+        let share = |table: &str, host_bytes_min, host_bytes_max| TableShare {
+            table: table.to_owned(),
+            host_bytes_min,
+            host_bytes_max,
+        };
+        assert_eq!(config.engine.shares, [share("C1", 1 << 20, 2 << 20), share("C2", 0, 1 << 20)]);
         assert_eq!(
             config.listen.iter().map(Listen::to_string).collect::<Vec<_>>(),
             ["unix:/tmp/s", "[::1]:0"]
         );
+    }
+
+    #[test]
+    fn bounds_of_a_table_read_as_people_write_them() {
+        let ram = |text: &str| text.parse::<TableRam>().map(|ram| (ram.table, ram.bounds));
+        assert_eq!(ram("a=1B..2B"), Ok(("a".to_owned(), bounds(Some(1), Some(2)))));
+        assert_eq!(ram("a=1KiB.."), Ok(("a".to_owned(), bounds(Some(1024), None))));
+        assert_eq!(ram("a=..1KiB"), Ok(("a".to_owned(), bounds(None, Some(1024)))));
+        for text in ["", "a", "a=", "a=..", "=1B..2B", "a=1B-2B", "a=x.."] {
+            assert!(ram(text).unwrap_err().contains("NAME=MIN..MAX"), "{text}");
+        }
     }
 }

@@ -62,33 +62,41 @@ impl Conversation {
             Asked::Lookup(_) => Operation::Lookup,
             Asked::Assign(_) => Operation::Assign,
         };
-        let metrics = self.metrics.clone();
-        let timer = metrics.start(operation);
+        let timer = self.metrics.start(operation);
         let outcome = match asked {
             Asked::Open(_) => Err(unknown_request()),
             Asked::Stage(stage) => self.stage(stage),
-            Asked::Pull(pull) => self.pull(Step(pull.step)),
+            Asked::Pull(pull) => self.pull(pull),
             Asked::Push(push) => self.push(&push),
             Asked::Release(release) => self.session.release(Step(release.step)).map(done),
             Asked::Lookup(lookup) => self.lookup(lookup),
             Asked::Assign(assign) => self.assign(assign),
         };
-        timer.finish(outcome.as_ref().err());
+        timer.finish(&self.metrics, outcome.as_ref().err());
         outcome
     }
 
     fn stage(&mut self, stage: proto::Stage) -> Result<Outcome> {
-        self.session.stage(Step(stage.step), &keys_of(stage.keys)?).map(done)
+        let (step, keys) = stage.try_into()?;
+        self.session.stage(step, &keys).map(done)
     }
 
-    fn pull(&mut self, step: Step) -> Result<Outcome> {
-        let (floats, stalled) = self.session.wait_staged(step)?;
-        self.check_rows(floats, 0)?;
-        let mut rows = vec![0.0; floats];
-        self.session.pull(step, &mut rows)?;
+    fn pull(&mut self, pull: proto::Pull) -> Result<Outcome> {
+        let step = Step(pull.step);
+        let ready = self.session.wait_staged(step)?;
+        let statuses = if pull.statuses { ready.rows } else { 0 };
+        self.check_rows(ready.floats, statuses)?;
+        let mut rows = vec![0.0; ready.floats];
+        let mut statuses = vec![RowStatus::Failed; statuses];
+        if pull.statuses {
+            self.session.pull_with_statuses(step, &mut rows, &mut statuses)?;
+        } else {
+            self.session.pull(step, &mut rows)?;
+        }
         Ok(Outcome::Rows(proto::Rows {
             rows: packed::pack_owned_floats(rows),
-            stalled_ns: nanoseconds(stalled),
+            stalled_ns: nanoseconds(ready.stalled),
+            statuses: wire::pack_statuses(&statuses),
         }))
     }
 

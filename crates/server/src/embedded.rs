@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 use table::Limits;
+use tiers::TableShare;
 use wire::Session;
 
-use crate::engine::{Engine, EngineConfig};
+use crate::engine::{Engine, EngineConfig, SsdConfig};
 use crate::metrics::Metrics;
 use crate::session::EngineSession;
 use crate::{Error, Result};
@@ -24,6 +25,12 @@ pub struct EmbeddedConfig {
     pub ssd_memory_bytes: u64,
     /// How long a stage waits for pinned rows to be let go.
     pub stage_wait: Duration,
+    /// How the SSD tier is to be used.
+    pub ssd: SsdConfig,
+    /// Whether rows are locked in physical memory, so that the system can't swap them out.
+    pub lock_memory: bool,
+    /// Tables whose share of the host RAM is bounded.
+    pub shares: Vec<TableShare>,
     /// What the session may ask for.
     pub limits: Limits,
 }
@@ -36,9 +43,26 @@ pub struct Embedded {
 
 /// Opens a parameter server in this process.
 pub fn open_embedded(config: EmbeddedConfig) -> Result<Embedded> {
-    let EmbeddedConfig { dir, host_ram_bytes, ssd_memory_bytes, stage_wait, limits } = config;
-    let engine_config =
-        EngineConfig { data_dir: dir, host_ram_bytes, ssd_memory_bytes, stage_wait, limits };
+    let EmbeddedConfig {
+        dir: data_dir,
+        host_ram_bytes,
+        ssd_memory_bytes,
+        stage_wait,
+        ssd,
+        lock_memory,
+        shares,
+        limits,
+    } = config;
+    let engine_config = EngineConfig {
+        data_dir,
+        host_ram_bytes,
+        ssd_memory_bytes,
+        stage_wait,
+        ssd,
+        lock_memory,
+        shares,
+        limits,
+    };
     let engine = Engine::open(engine_config, Metrics::new(&mut Registry::default()))?;
     let session = engine.open_session().map_err(|error| Error::System {
         context: "open the embedded session",
@@ -56,6 +80,9 @@ impl EmbeddedConfig {
             host_ram_bytes,
             ssd_memory_bytes: toml.ssd_memory.0,
             stage_wait: toml.stage_wait.0,
+            ssd: toml.ssd(),
+            lock_memory: toml.lock_memory,
+            shares: Vec::new(),
             limits: Limits::DEFAULT,
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use table::{Limits, StoreStatus, TableId, TableSpec};
-use tiers::{Store, StoreConfig};
+use tiers::{Durability, Store, StoreConfig, TableShare};
 use tokio::sync::watch;
 use wire::Code;
 
@@ -27,8 +27,26 @@ pub struct EngineConfig {
     pub ssd_memory_bytes: u64,
     /// How long a stage waits for pinned rows to be let go.
     pub stage_wait: Duration,
+    /// How the SSD tier is to be used.
+    pub ssd: SsdConfig,
+    /// Whether rows are locked in physical memory, so that the system can't swap them out.
+    pub lock_memory: bool,
+    /// Tables whose share of the host RAM is bounded.
+    pub shares: Vec<TableShare>,
     /// What a session may ask for.
     pub limits: Limits,
+}
+
+/// How the SSD tier is to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SsdConfig {
+    /// Bytes a second that may be written to its files, merging included; `None`: as fast as the
+    /// device takes them.
+    pub write_bytes_per_s: Option<u64>,
+    /// Threads that read rows: the depth of the device's queue.
+    pub read_threads: u32,
+    /// When a row that left RAM is safe.
+    pub durability: Durability,
 }
 
 /// A store open for sessions.
@@ -52,12 +70,25 @@ struct Sessions {
 impl Engine {
     /// Opens the store in `config.data_dir`, or makes one in an empty directory.
     pub fn open(config: EngineConfig, metrics: Metrics) -> Result<Arc<Self>> {
-        let EngineConfig { data_dir, host_ram_bytes, ssd_memory_bytes, stage_wait, limits } =
-            config;
+        let EngineConfig {
+            data_dir,
+            host_ram_bytes,
+            ssd_memory_bytes,
+            stage_wait,
+            ssd: SsdConfig { write_bytes_per_s, read_threads, durability },
+            lock_memory,
+            shares,
+            limits,
+        } = config;
         let store_config = StoreConfig {
             ssd_memory_bytes,
             stage_wait,
             tables_max: limits.tables_max,
+            ssd_write_bytes_per_s: write_bytes_per_s,
+            ssd_read_threads: read_threads,
+            durability,
+            lock_memory,
+            shares,
             ..StoreConfig::new(&data_dir, host_ram_bytes)
         };
         let store = Store::open(store_config)

@@ -110,7 +110,9 @@ pub(crate) fn session_error(error: &tiers::Error) -> wire::Error {
         | tiers::Error::InvalidArgument { .. } => Code::InvalidArgument,
         tiers::Error::UnknownTable { .. } => Code::NotFound,
         tiers::Error::AlreadyExists { .. } => Code::AlreadyExists,
-        tiers::Error::TooManyTables { .. } | tiers::Error::BatchTooLarge { .. } => Code::TooLarge,
+        tiers::Error::TooManyTables { .. }
+        | tiers::Error::BatchTooLarge { .. }
+        | tiers::Error::ShareTooSmall { .. } => Code::TooLarge,
         tiers::Error::NotFinite { .. } | tiers::Error::LearningRate { .. } => Code::NotFinite,
         tiers::Error::SlowDown { .. } => Code::SlowDown,
         tiers::Error::Poisoned { .. } => Code::Poisoned,

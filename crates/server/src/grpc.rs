@@ -118,7 +118,7 @@ impl Service {
         let answered = tokio::task::spawn_blocking(move || {
             let timer = engine.metrics().start(operation);
             let outcome = answer(&engine);
-            timer.finish(outcome.as_ref().err());
+            timer.finish(engine.metrics(), outcome.as_ref().err());
             outcome
         });
         match answered.await {

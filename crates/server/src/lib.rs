@@ -20,11 +20,14 @@ mod run;
 mod serve;
 mod session;
 
-pub use args::Args;
-pub use config::{Config, ConfigToml, LimitsToml, Listen, Size, Span, Switch};
+pub use args::{Args, Safety};
+pub use config::{
+    Config, ConfigToml, LimitsToml, Listen, Rate, Size, Span, Switch, TableRam, TableToml,
+};
 pub use embedded::{Embedded, EmbeddedConfig, open_embedded};
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, SsdConfig};
 pub use error::{Error, Result};
 pub use run::run;
 pub use serve::{Addresses, Server};
 pub use session::EngineSession;
+pub use tiers::{Durability, TableShare};

@@ -31,12 +31,21 @@ pub const OPENED_SESSIONS: &str = "embedding_ps_opened_sessions";
 /// Sessions closed. Counter.
 pub const CLOSED_SESSIONS: &str = "embedding_ps_closed_sessions";
 
+/// Seconds that a pull waited because its step's staging had not ended; of the pulls that waited.
+/// Histogram: its count is the stalled pulls.
+pub const STALL_DURATION_SECONDS: &str = "embedding_ps_stall_duration_seconds";
+
 /// Bytes of host RAM that rows and their index may take. Gauge.
 pub const HOST_RAM_BUDGET_BYTES: &str = "embedding_ps_host_ram_budget_bytes";
 /// Bytes of it in use. Gauge.
 pub const HOST_RAM_USED_BYTES: &str = "embedding_ps_host_ram_used_bytes";
 /// Rows in RAM that a staged step holds. Gauge.
 pub const PINNED_ROWS: &str = "embedding_ps_pinned_rows";
+/// Bytes that the SSD tier wrote to its files, merging included. Counter; over the bytes of rows
+/// written to the tier, the write amplification.
+pub const SSD_FILE_WRITTEN_BYTES: &str = "embedding_ps_ssd_file_written_bytes";
+/// Bytes that the SSD tier read from its files to merge them. Counter.
+pub const SSD_FILE_MERGED_BYTES: &str = "embedding_ps_ssd_file_merged_bytes";
 /// Rows that exist, by table, each counted once. Gauge.
 pub const TABLE_ROWS: &str = "embedding_ps_table_rows";
 /// Rows in a tier, by table and tier. Gauge.
@@ -45,7 +54,11 @@ pub const TIER_ROWS: &str = "embedding_ps_tier_rows";
 pub const TIER_BYTES: &str = "embedding_ps_tier_bytes";
 /// Keys found in a tier, by table and tier. Counter.
 pub const HIT_KEYS: &str = "embedding_ps_hit_keys";
-/// Keys looked for in a tier and not found, by table and tier. Counter.
+/// Keys looked for in a tier and not found, by table, tier and cause. Counter. The cause is
+/// `first_touch`: the row was nowhere; or `capacity`: it was in a tier below. There is no third: a
+/// row that fits the budget stays whatever its neighbours are, for a full set spills into a stash,
+/// so no miss is due to a conflict. A tier's conditional hit rate is its hits over its hits and
+/// misses; its overall one, its hits over those of the topmost tier and the keys not admitted.
 pub const MISSED_KEYS: &str = "embedding_ps_missed_keys";
 /// Bytes of rows read from a tier, by table and tier. Counter.
 pub const READ_BYTES: &str = "embedding_ps_read_bytes";
@@ -55,6 +68,10 @@ pub const WRITTEN_BYTES: &str = "embedding_ps_written_bytes";
 pub const FIRST_TOUCH_ROWS: &str = "embedding_ps_first_touch_rows";
 /// Rows fetched from SSD again after they had left RAM, by table. Counter.
 pub const REREAD_ROWS: &str = "embedding_ps_reread_rows";
+/// Keys staged that the table's admission kept out, by table. Counter.
+pub const NOT_ADMITTED_KEYS: &str = "embedding_ps_not_admitted_keys";
+/// Rows forgotten because nobody had staged them for too long, by table. Counter.
+pub const EXPIRED_ROWS: &str = "embedding_ps_expired_rows";
 /// Rows that left RAM, by table. Counter.
 pub const EVICTED_ROWS: &str = "embedding_ps_evicted_rows";
 /// Rows written to SSD because they were dirty, by table. Counter.
@@ -136,6 +153,7 @@ struct ByFailure {
 #[derive(Clone)]
 pub struct Metrics {
     durations: Family<ByOperation, Histogram, fn() -> Histogram>,
+    stalls: Histogram,
     started: Family<ByOperation, Counter>,
     finished: Family<ByOperation, Counter>,
     failed: Family<ByFailure, Counter>,
@@ -144,8 +162,7 @@ pub struct Metrics {
 }
 
 /// A request under way.
-pub(crate) struct Timer<'a> {
-    metrics: &'a Metrics,
+pub(crate) struct Timer {
     operation: Operation,
     begun: Instant,
 }
@@ -155,6 +172,7 @@ impl Metrics {
     pub fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             durations: Family::new_with_constructor(duration_histogram),
+            stalls: duration_histogram(),
             started: Family::default(),
             finished: Family::default(),
             failed: Family::default(),
@@ -170,6 +188,7 @@ impl Metrics {
         }
         let m = metrics.clone();
         registry.register(REQUEST_DURATION_SECONDS, "Time a request took", m.durations);
+        registry.register(STALL_DURATION_SECONDS, "Time that stalled pulls waited", m.stalls);
         registry.register(STARTED_REQUESTS, "Requests begun", m.started);
         registry.register(FINISHED_REQUESTS, "Requests finished, well or not", m.finished);
         registry.register(FAILED_REQUESTS, "Requests that ended in an error", m.failed);
@@ -186,21 +205,26 @@ impl Metrics {
         self.sessions_closed.inc();
     }
 
+    /// Counts a pull that had to wait for its step's staging.
+    pub(crate) fn stalled(&self, waited: std::time::Duration) {
+        self.stalls.observe(waited.as_secs_f64());
+    }
+
     /// Pushes finished so far, for the progress line.
     pub(crate) fn pushes(&self) -> u64 {
         self.finished.get_or_create(&ByOperation { operation: Operation::Push }).get()
     }
 
-    pub(crate) fn start(&self, operation: Operation) -> Timer<'_> {
+    pub(crate) fn start(&self, operation: Operation) -> Timer {
         self.started.get_or_create(&ByOperation { operation }).inc();
-        Timer { metrics: self, operation, begun: Instant::now() }
+        Timer { operation, begun: Instant::now() }
     }
 }
 
-impl Timer<'_> {
+impl Timer {
     /// Counts the request as finished, and its error if it ended in one.
-    pub(crate) fn finish(self, error: Option<&wire::Error>) {
-        let Timer { metrics, operation, begun } = self;
+    pub(crate) fn finish(self, metrics: &Metrics, error: Option<&wire::Error>) {
+        let Timer { operation, begun } = self;
         let labels = ByOperation { operation };
         metrics.durations.get_or_create(&labels).observe(begun.elapsed().as_secs_f64());
         metrics.finished.get_or_create(&labels).inc();
@@ -236,6 +260,22 @@ impl Collector for StoreCollector {
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
+        for (name, help, value) in [
+            (
+                SSD_FILE_WRITTEN_BYTES,
+                "Bytes written to files on SSD, merging included",
+                status.ssd_file_bytes_written,
+            ),
+            (
+                SSD_FILE_MERGED_BYTES,
+                "Bytes read from files on SSD to merge them",
+                status.ssd_file_bytes_merged,
+            ),
+        ] {
+            let counter = ConstCounter::new(value);
+            let metric = encoder.encode_descriptor(name, help, None, counter.metric_type())?;
+            counter.encode(metric)?;
+        }
         for (name, help, read) in TABLE_GAUGES {
             by_table(&mut encoder, name, help, &status, |t| ConstGauge::new(signed(read(t))))?;
         }
@@ -252,14 +292,16 @@ impl Collector for StoreCollector {
                 ConstCounter::new(read(tier.of(t).1))
             })?;
         }
-        Ok(())
+        misses_by_cause(&mut encoder, &status)
     }
 }
 
 type Read<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 const TABLE_GAUGES: [Read<TableStatus>; 1] = [(TABLE_ROWS, "Rows that exist", |t| t.rows)];
-const TABLE_COUNTERS: [Read<TableStatus>; 4] = [
+const TABLE_COUNTERS: [Read<TableStatus>; 6] = [
+    (NOT_ADMITTED_KEYS, "Keys that admission kept out", |t| t.counters.not_admitted),
+    (EXPIRED_ROWS, "Rows that nobody staged for too long", |t| t.counters.expired),
     (FIRST_TOUCH_ROWS, "Rows made at their first touch", |t| t.counters.first_touch),
     (REREAD_ROWS, "Rows fetched again from SSD", |t| t.counters.ssd_rereads),
     (EVICTED_ROWS, "Rows that left RAM", |t| t.counters.evictions),
@@ -267,9 +309,8 @@ const TABLE_COUNTERS: [Read<TableStatus>; 4] = [
 ];
 const TIER_GAUGES: [Read<TierStatus>; 2] =
     [(TIER_ROWS, "Rows in the tier", |t| t.rows), (TIER_BYTES, "Bytes in the tier", |t| t.bytes)];
-const TIER_COUNTERS: [Read<TierCounters>; 4] = [
+const TIER_COUNTERS: [Read<TierCounters>; 3] = [
     (HIT_KEYS, "Keys found in the tier", |t| t.hits),
-    (MISSED_KEYS, "Keys not found in the tier", |t| t.misses),
     (READ_BYTES, "Bytes of rows read from the tier", |t| t.bytes_read),
     (WRITTEN_BYTES, "Bytes of rows written to the tier", |t| t.bytes_written),
 ];
@@ -292,6 +333,34 @@ impl Tier {
             Tier::Ssd => (&table.ssd, &table.counters.ssd),
         }
     }
+}
+
+/// Every tier's misses with their causes, which add up to them.
+fn misses_by_cause(
+    encoder: &mut DescriptorEncoder,
+    status: &StoreStatus,
+) -> Result<(), std::fmt::Error> {
+    if status.tables.is_empty() {
+        return Ok(());
+    }
+    let help = "Keys not found in the tier: rows that were nowhere, or in a tier below; none is \
+                missed for a conflict, for full sets spill";
+    let kind = ConstCounter::new(0_u64).metric_type();
+    let mut family = encoder.encode_descriptor(MISSED_KEYS, help, None, kind)?;
+    for table in &status.tables {
+        for (tier, tier_name) in Tier::ALL {
+            let misses = tier.of(table).1.misses;
+            // what was nowhere was missed in every tier; counted at other moments, so bounded
+            let first_touch = table.counters.first_touch.min(misses);
+            for (cause, count) in [("first_touch", first_touch), ("capacity", misses - first_touch)]
+            {
+                let labels =
+                    [("table", table.spec.name.as_str()), ("tier", tier_name), ("cause", cause)];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn by_table<M: EncodeMetric>(

@@ -1,6 +1,7 @@
-//! [`EngineSession`]: a session in this process. Its steps are staged on a thread of its own, one
-//! after the other; pull, push and all else run on the caller's thread. It holds no rows: what is
-//! staged is pinned in the tiers.
+//! [`EngineSession`]: a session in this process. Its stages are begun on a thread of its own, one
+//! after the other, and awaited on another, so that one step's rows come in from SSD while the next
+//! steps are resolved; pull, push and all else run on the caller's thread. It holds no rows: what
+//! is staged is pinned in the tiers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
 use table::{KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec};
-use tiers::Staged;
+use tiers::{Staged, Staging};
 use wire::{Code, Error, Pulled, Result, Session};
 
 use crate::engine::Engine;
-use crate::metrics::Operation;
+use crate::metrics::{Operation, Timer};
 
 /// A session over the tiers of this process. Ending it, or dropping it, releases what it staged.
 ///
@@ -25,11 +26,11 @@ pub struct EngineSession {
     engine: Arc<Engine>,
     steps: Arc<Steps>,
     stages: Sender<(Step, KeyBatch)>, // as long as steps may be staged: sending never waits
-    stager: Mutex<Option<JoinHandle<()>>>, // taken by the end of the session
+    stagers: Mutex<Option<[JoinHandle<()>; 2]>>, // taken by the end of the session
     number: u64,
 }
 
-/// The steps of a session, shared with its staging thread.
+/// The steps of a session, shared with its staging threads.
 struct Steps {
     known: Mutex<Known>, // bookkeeping alone; never held while the store works
     changed: Condvar,
@@ -49,18 +50,30 @@ enum Stage {
     Failed(Error),
 }
 
+/// A step whose rows are there.
+pub(crate) struct Ready {
+    /// Its rows.
+    pub(crate) rows: usize,
+    /// The floats that they have together.
+    pub(crate) floats: usize,
+    /// How long the wait for them was.
+    pub(crate) stalled: Duration,
+}
+
 impl EngineSession {
     pub(crate) fn start(engine: Arc<Engine>, number: u64) -> Result<Self> {
         let steps = Arc::new(Steps { known: Mutex::default(), changed: Condvar::new() });
         let (stages, queue) = bounded(engine.limits().staged_steps_max as usize);
-        let stager = {
-            let (engine, steps) = (Arc::clone(&engine), Arc::clone(&steps));
-            thread::Builder::new()
-                .name(format!("stage-{number}"))
-                .spawn(move || stage_all(&engine, &steps, &queue))
-                .map_err(|e| Error::new(Code::Internal, format!("can't start a thread: {e}")))?
-        };
-        Ok(Self { engine, steps, stages, stager: Mutex::new(Some(stager)), number })
+        let (begun, coming) = bounded(engine.limits().staged_steps_max as usize);
+        // if the second can't be started, the first ends with the queue that is dropped here
+        let waiter = spawn(format!("await-{number}"), &engine, &steps, move |engine, steps| {
+            await_all(engine, steps, &coming);
+        })?;
+        let stager = spawn(format!("stage-{number}"), &engine, &steps, move |engine, steps| {
+            begin_all(engine, steps, &queue, &begun);
+        })?;
+        let stagers = Mutex::new(Some([stager, waiter]));
+        Ok(Self { engine, steps, stages, stagers, number })
     }
 
     /// The session's number, for logs.
@@ -68,7 +81,7 @@ impl EngineSession {
         self.number
     }
 
-    /// Releases every step and stops the staging thread. What is asked afterwards is refused.
+    /// Releases every step and stops the staging threads. What is asked afterwards is refused.
     pub fn end(&self) {
         let released = {
             let mut known = self.steps.known.lock();
@@ -77,25 +90,36 @@ impl EngineSession {
         };
         drop(released); // unpins, which may let the stage under way go on
         self.steps.changed.notify_all();
-        let Some(stager) = self.stager.lock().take() else { return };
+        let Some(stagers) = self.stagers.lock().take() else { return };
         // a step below all others that is not known: it only wakes the thread
         let _ = self.stages.try_send((Step(0), KeyBatch::new()));
-        if stager.join().is_err() {
-            tracing::error!(session = self.number, "staging thread panicked");
+        for stager in stagers {
+            if stager.join().is_err() {
+                tracing::error!(session = self.number, "staging thread panicked");
+            }
         }
         self.engine.session_ended();
     }
 
-    /// Waits for a step's staging: the floats of its rows, and how long the wait was.
-    pub(crate) fn wait_staged(&self, step: Step) -> Result<(usize, Duration)> {
-        let (staged, stalled) = self.staged(step)?;
-        Ok((staged.rows_floats(), stalled))
+    /// Waits for a step's staging.
+    pub(crate) fn wait_staged(&self, step: Step) -> Result<Ready> {
+        let (staged, stalled) = self.staged_for_pull(step)?;
+        Ok(Ready { rows: staged.statuses().len(), floats: staged.rows_floats(), stalled })
     }
 
     /// The floats that the rows of `keys` have together.
     pub(crate) fn rows_floats(&self, keys: &KeyBatch) -> Result<usize> {
         self.check_keys(keys)?;
         self.told(self.engine.store().rows_floats(keys))
+    }
+
+    /// [`Self::staged`], its wait counted as a stall.
+    fn staged_for_pull(&self, step: Step) -> Result<(Arc<Staged>, Duration)> {
+        let (staged, stalled) = self.staged(step)?;
+        if stalled > Duration::ZERO {
+            self.engine.metrics().stalled(stalled);
+        }
+        Ok((staged, stalled))
     }
 
     fn staged(&self, step: Step) -> Result<(Arc<Staged>, Duration)> {
@@ -158,8 +182,25 @@ impl Session for EngineSession {
     }
 
     fn pull(&self, step: Step, rows: &mut [f32]) -> Result<Pulled> {
-        let (staged, stalled) = self.staged(step)?;
+        let (staged, stalled) = self.staged_for_pull(step)?;
         self.told(self.engine.store().pull(&staged, rows))?;
+        Ok(Pulled { stalled })
+    }
+
+    fn pull_with_statuses(
+        &self,
+        step: Step,
+        rows: &mut [f32],
+        statuses: &mut [RowStatus],
+    ) -> Result<Pulled> {
+        let (staged, stalled) = self.staged_for_pull(step)?;
+        let told = staged.statuses();
+        if told.len() != statuses.len() {
+            let message = format!("{} statuses for {} keys", statuses.len(), told.len());
+            return Err(Error::new(Code::InvalidArgument, message));
+        }
+        self.told(self.engine.store().pull(&staged, rows))?;
+        statuses.copy_from_slice(told);
         Ok(Pulled { stalled })
     }
 
@@ -236,8 +277,33 @@ impl Known {
     }
 }
 
-/// The staging thread: one step after the other, in the order in which they came.
-fn stage_all(engine: &Engine, steps: &Steps, queue: &Receiver<(Step, KeyBatch)>) {
+fn spawn(
+    name: String,
+    engine: &Arc<Engine>,
+    steps: &Arc<Steps>,
+    run: impl FnOnce(&Engine, &Steps) + Send + 'static,
+) -> Result<JoinHandle<()>> {
+    let (engine, steps) = (Arc::clone(engine), Arc::clone(steps));
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || run(&engine, &steps))
+        .map_err(|e| Error::new(Code::Internal, format!("can't start a thread: {e}")))
+}
+
+/// A stage that was begun, on its way to the thread that awaits it.
+struct Begun {
+    step: Step,
+    staging: Staging,
+    timer: Timer,
+}
+
+/// The staging thread: begins one step after the other, in the order in which they came.
+fn begin_all(
+    engine: &Engine,
+    steps: &Steps,
+    queue: &Receiver<(Step, KeyBatch)>,
+    begun: &Sender<Begun>,
+) {
     for (step, keys) in queue {
         {
             let known = steps.known.lock();
@@ -249,22 +315,48 @@ fn stage_all(engine: &Engine, steps: &Steps, queue: &Receiver<(Step, KeyBatch)>)
             }
         }
         let timer = engine.metrics().start(Operation::Staging);
-        let outcome = engine.store().stage(&keys).map_err(|error| engine.told(&error));
-        timer.finish(outcome.as_ref().err());
-        let outcome = match outcome {
-            Ok(staged) => Stage::Done(Arc::new(staged)),
-            Err(error) => Stage::Failed(error),
-        };
-        let mut known = steps.known.lock();
-        let unwanted = match known.steps.get_mut(&step) {
-            Some(stage) => {
-                *stage = outcome;
-                None
+        match engine.store().begin_stage(&keys) {
+            Ok(staging) => {
+                if begun.send(Begun { step, staging, timer }).is_err() {
+                    return; // the other thread panicked; the end of the session tells it
+                }
             }
-            None => Some(outcome), // released meanwhile
-        };
-        drop(known);
-        drop(unwanted); // unpins outside the lock
-        steps.changed.notify_all();
+            Err(error) => conclude(engine, steps, step, timer, Err(error)),
+        }
     }
+}
+
+/// The awaiting thread: waits until the rows of one step after the other are there. When the stages
+/// end, it waits for those that were begun, and lets them go.
+fn await_all(engine: &Engine, steps: &Steps, coming: &Receiver<Begun>) {
+    for Begun { step, staging, timer } in coming {
+        conclude(engine, steps, step, timer, staging.wait());
+    }
+}
+
+/// Tells everyone who waits how a step's staging ended.
+fn conclude(
+    engine: &Engine,
+    steps: &Steps,
+    step: Step,
+    timer: Timer,
+    outcome: tiers::Result<Staged>,
+) {
+    let outcome = outcome.map_err(|error| engine.told(&error));
+    timer.finish(engine.metrics(), outcome.as_ref().err());
+    let outcome = match outcome {
+        Ok(staged) => Stage::Done(Arc::new(staged)),
+        Err(error) => Stage::Failed(error),
+    };
+    let mut known = steps.known.lock();
+    let unwanted = match known.steps.get_mut(&step) {
+        Some(stage) => {
+            *stage = outcome;
+            None
+        }
+        None => Some(outcome), // released meanwhile
+    };
+    drop(known);
+    drop(unwanted); // unpins outside the lock
+    steps.changed.notify_all();
 }

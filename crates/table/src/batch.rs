@@ -20,10 +20,14 @@ pub struct KeyRun {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyBatch {
     runs: Vec<KeyRun>,
-    keys: Vec<Key>, // [Σ runs.rows]
+    keys: Vec<Key>,      // [Σ runs.rows]
+    next_uses: Vec<u32>, // [Σ runs.rows] or empty: not known
 }
 
 impl KeyBatch {
+    /// The next use of a key that is not used again as far as is known.
+    pub const NEVER: u32 = u32::MAX;
+
     /// An empty batch.
     pub fn new() -> Self {
         Self::default()
@@ -35,7 +39,7 @@ impl KeyBatch {
         if named != keys.len() as u64 {
             return Err(Error::RunsDisagree { runs: named, keys: keys.len() as u64 });
         }
-        let batch = Self { runs, keys };
+        let batch = Self { runs, keys, next_uses: Vec::new() };
         for pair in batch.runs.windows(2) {
             if pair[1].table <= pair[0].table {
                 let (previous, next) = (pair[0].table, pair[1].table);
@@ -58,6 +62,7 @@ impl KeyBatch {
         }
         check_ascending(table, keys)?;
         if !keys.is_empty() {
+            self.next_uses.clear(); // they were those of other keys
             let rows = u32::try_from(keys.len()).map_err(|_| Error::RunsDisagree {
                 runs: u64::from(u32::MAX),
                 keys: keys.len() as u64,
@@ -68,10 +73,28 @@ impl KeyBatch {
         Ok(())
     }
 
+    /// Says in how many steps from this one each key is used next: 1 for the step after this, or
+    /// [`Self::NEVER`]. It changes no result; it tells the store which rows to keep. An empty list
+    /// takes the knowledge back.
+    pub fn set_next_uses(&mut self, next_uses: Vec<u32>) -> Result<()> {
+        if !next_uses.is_empty() && next_uses.len() != self.keys.len() {
+            let (found, expected) = (next_uses.len() as u64, self.keys.len() as u64);
+            return Err(Error::NextUses { found, expected });
+        }
+        self.next_uses = next_uses;
+        Ok(())
+    }
+
+    /// In how many steps each key is used next, where that is known.
+    pub fn next_uses(&self) -> Option<&[u32]> {
+        (!self.next_uses.is_empty()).then_some(&self.next_uses)
+    }
+
     /// Forgets the keys and keeps the memory.
     pub fn clear(&mut self) {
         self.runs.clear();
         self.keys.clear();
+        self.next_uses.clear();
     }
 
     /// Number of keys, which is the number of rows a pull returns.

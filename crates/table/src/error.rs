@@ -47,6 +47,14 @@ pub enum Error {
         /// What would have been accepted.
         expected: String,
     },
+    /// The next uses of a batch are not one for each key.
+    #[error("{found} next uses for {expected} keys")]
+    NextUses {
+        /// How many were given.
+        found: u64,
+        /// Keys of the batch.
+        expected: u64,
+    },
     /// The run lengths of a batch do not add up to its keys.
     #[error("runs name {runs} keys, the batch carries {keys}")]
     RunsDisagree {

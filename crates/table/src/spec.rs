@@ -19,6 +19,43 @@ pub struct TableSpec {
     pub initializer: Initializer,
     /// The seed of its rows.
     pub seed: u64,
+    /// How often a key must be staged before it gets a row.
+    #[serde(default)]
+    pub admission: Admission,
+    /// How long a row lives that nobody stages.
+    #[serde(default)]
+    pub expiry: Expiry,
+}
+
+/// When a key gets a row of its own. Until then it is answered as not admitted, with the floats of
+/// its initial row, and what is pushed to it is dropped and counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Admission {
+    /// The first time that it is staged.
+    #[default]
+    FirstSight,
+    /// The time that it is staged for the n-th time, as a counting sketch counts: never later, and
+    /// seldom earlier.
+    AfterSights(u32),
+}
+
+/// When a row that nobody stages is forgotten: its next touch is a first touch again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expiry {
+    /// Never.
+    #[default]
+    Never,
+    /// When the store has staged more than so many steps since the row's last.
+    Steps(u32),
+    /// When more than so many seconds have passed since the row was last staged.
+    Seconds(u32),
+}
+
+impl Admission {
+    /// The most sights that may be asked for: what four bits count to.
+    pub const SIGHTS_MAX: u32 = 15;
 }
 
 /// The update rule of a table's rows. The learning rate is not part of it: it comes with each push.
@@ -67,6 +104,18 @@ impl TableSpec {
     /// The longest name, in characters.
     pub const NAME_CHARS_MAX: usize = 64;
 
+    /// A table whose keys are all admitted at first sight and whose rows never expire.
+    pub fn new(
+        name: impl Into<String>,
+        dim: u32,
+        optimizer: Optimizer,
+        initializer: Initializer,
+        seed: u64,
+    ) -> Self {
+        let (admission, expiry) = (Admission::FirstSight, Expiry::Never);
+        Self { name: name.into(), dim, optimizer, initializer, seed, admission, expiry }
+    }
+
     /// Checks every field's range.
     pub fn validate(&self) -> Result<()> {
         let bad = |field, found: String, expected: &str| {
@@ -88,7 +137,17 @@ impl TableSpec {
         if let Some((found, expected)) = self.optimizer.fault() {
             return bad("optimizer", found, expected);
         }
-        Ok(())
+        if let Admission::AfterSights(sights) = self.admission
+            && !(1..=Admission::SIGHTS_MAX).contains(&sights)
+        {
+            return bad("admission", format!("after {sights} sights"), "1 to 15 sights");
+        }
+        match self.expiry {
+            Expiry::Steps(0) | Expiry::Seconds(0) => {
+                bad("expiry", format!("{:?}", self.expiry), "at least 1")
+            }
+            Expiry::Never | Expiry::Steps(_) | Expiry::Seconds(_) => Ok(()),
+        }
     }
 
     /// The layout of this table's rows.
@@ -175,7 +234,7 @@ impl RowLayout {
 }
 
 /// The finaliser of splitmix64 (Steele et al., 2014): a bijection that scatters every bit.
-pub(crate) fn mix(mut x: u64) -> u64 {
+pub fn mix(mut x: u64) -> u64 {
     x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -187,13 +246,8 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, seed: u64) -> TableSpec {
-        TableSpec {
-            name: name.to_owned(),
-            dim: 4,
-            optimizer: Optimizer::RowWiseAdagrad { eps: 1e-10, initial_accumulator: 0.5 },
-            initializer: Initializer::Uniform { bound: 0.25 },
-            seed,
-        }
+        let optimizer = Optimizer::RowWiseAdagrad { eps: 1e-10, initial_accumulator: 0.5 };
+        TableSpec::new(name, 4, optimizer, Initializer::Uniform { bound: 0.25 }, seed)
     }
 
     #[test]
@@ -213,7 +267,10 @@ mod tests {
 
     #[test]
     fn every_field_out_of_range_is_named() {
-        let cases: [(&str, TableSpec); 5] = [
+        let cases: [(&str, TableSpec); 8] = [
+            ("admission", TableSpec { admission: Admission::AfterSights(0), ..spec("a", 0) }),
+            ("admission", TableSpec { admission: Admission::AfterSights(16), ..spec("a", 0) }),
+            ("expiry", TableSpec { expiry: Expiry::Steps(0), ..spec("a", 0) }),
             ("name", spec("", 0)),
             ("name", spec("a b", 0)),
             ("dim", TableSpec { dim: 0, ..spec("a", 0) }),

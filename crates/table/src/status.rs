@@ -15,9 +15,10 @@ pub enum RowStatus {
     Host = 2,
     /// Read from SSD.
     Ssd = 3,
-    /// Never touched: the value is what its first touch would create; nothing was stored.
+    /// Touched for the first time; by a lookup: never touched, the value is what its first touch
+    /// would create, and nothing was stored.
     Initialised = 4,
-    /// An admission rule keeps the key out; the row's floats mean nothing.
+    /// The table's admission keeps the key out; the floats are those of its initial row.
     NotAdmitted = 5,
     /// The row could not be had; the row's floats mean nothing.
     Failed = 6,
@@ -53,6 +54,10 @@ pub struct Counters {
     pub evictions: u64,
     /// Rows written to SSD because they were dirty.
     pub writebacks: u64,
+    /// Keys staged that the table's admission rule kept out.
+    pub not_admitted: u64,
+    /// Rows forgotten because nobody had staged them for too long.
+    pub expired: u64,
 }
 
 /// One tier of one table, as it is now.
@@ -94,11 +99,24 @@ pub struct StoreStatus {
     pub host_ram_used_bytes: u64,
     /// Rows in RAM that staged steps hold; a row that two steps hold counts twice.
     pub pinned_rows: u64,
+    /// Bytes that the SSD tier wrote to its files since the store was opened: rows once when they
+    /// come, and again whenever files are merged. Over the rows' bytes written, this is the write
+    /// amplification.
+    pub ssd_file_bytes_written: u64,
+    /// Bytes that the SSD tier read from its files to merge them, since the store was opened.
+    pub ssd_file_bytes_merged: u64,
     /// Whether the store had been closed cleanly before it was opened.
     pub opened_clean: bool,
 }
 
 impl StoreStatus {
+    /// Bytes written to the SSD tier's files over the rows' bytes written there, since the store
+    /// was opened; `None` while no row was.
+    pub fn write_amplification(&self) -> Option<f64> {
+        let rows_bytes = self.totals().ssd.bytes_written;
+        (rows_bytes > 0).then(|| self.ssd_file_bytes_written as f64 / rows_bytes as f64)
+    }
+
     /// The counters of all tables together.
     pub fn totals(&self) -> Counters {
         self.tables.iter().fold(Counters::default(), |sum, table| sum.plus(&table.counters))
@@ -106,6 +124,14 @@ impl StoreStatus {
 }
 
 impl Counters {
+    /// Keys that were staged, those kept out included: what the topmost tier was asked for. A
+    /// tier's hits over this is its overall hit rate; over its own hits and misses, the conditional
+    /// one.
+    pub fn keys_staged(&self) -> u64 {
+        let asked = |tier: &TierCounters| tier.hits + tier.misses;
+        asked(&self.gpu).max(asked(&self.host)) + self.not_admitted
+    }
+
     /// The sum, counter by counter.
     pub fn plus(&self, other: &Counters) -> Counters {
         Counters {
@@ -116,6 +142,8 @@ impl Counters {
             ssd_rereads: self.ssd_rereads + other.ssd_rereads,
             evictions: self.evictions + other.evictions,
             writebacks: self.writebacks + other.writebacks,
+            not_admitted: self.not_admitted + other.not_admitted,
+            expired: self.expired + other.expired,
         }
     }
 }

@@ -23,6 +23,16 @@ pub fn format_bytes(bytes: u64) -> String {
     format(bytes, &SIZES)
 }
 
+/// Bytes a second from `200MiB/s`; `off` is no bound.
+pub fn parse_rate(text: &str) -> Result<Option<u64>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let expected = "a size a second, such as 200MiB/s, or off";
+    let bytes = text.strip_suffix("/s").and_then(|size| parse(size, &SIZES, None));
+    bytes.map(Some).ok_or_else(|| quantity(text, expected))
+}
+
 /// A time from `250ms`, `30s`, `1.5s`: a number, then s, ms, us or ns. A bare `0` is no time.
 pub fn parse_duration(text: &str) -> Result<Duration> {
     if text == "0" {
@@ -98,6 +108,16 @@ mod tests {
             let error = parse_bytes(text).unwrap_err().to_string();
             assert!(error.contains(&format!("{text:?}")), "{error}");
             assert!(error.contains("64MiB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rates_are_sizes_a_second_or_off() {
+        assert_eq!(parse_rate("off"), Ok(None));
+        assert_eq!(parse_rate("1.5MiB/s"), Ok(Some(3 << 19)));
+        for text in ["", "on", "200/s", "200MiB", "MiB/s", "1MB/s"] {
+            let error = parse_rate(text).unwrap_err().to_string();
+            assert!(error.contains("200MiB/s, or off"), "{error}");
         }
     }
 

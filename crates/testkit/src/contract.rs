@@ -50,12 +50,8 @@ pub fn check_contract<S: RowStore>(make: impl Fn() -> S) {
 }
 
 fn specs() -> Vec<TableSpec> {
-    let spec = |name: &str, dim, optimizer, initializer| TableSpec {
-        name: name.to_owned(),
-        dim,
-        optimizer,
-        initializer,
-        seed: 11,
+    let spec = |name: &str, dim, optimizer, initializer| {
+        TableSpec::new(name, dim, optimizer, initializer, 11)
     };
     let adagrad = Optimizer::Adagrad { eps: 1e-10, initial_accumulator: 0.1 };
     let row_wise = Optimizer::RowWiseAdagrad { eps: 1e-8, initial_accumulator: 0.0 };

@@ -1,39 +1,52 @@
 //! Rough figures of the store alone: `cargo run --release -p tiers --example throughput`. One
-//! thread, batches of unique keys drawn by a Zipf law. It asserts nothing; it compares with no
-//! limit.
+//! thread, batches of unique keys, all in RAM. It asserts nothing; `cargo xtask bench roofline`
+//! sets the store beside the machine's limits.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // it speaks to whoever runs it
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use table::{Initializer, KeyBatch, Optimizer, TableSpec};
-use testkit::ZipfKeys;
+use table::{Initializer, Key, KeyBatch, Optimizer, TableSpec};
+use testkit::Random;
 use tiers::{Store, StoreConfig};
 
-const DIM: u32 = 16;
+const ROWS: u64 = 6_000_000;
+const BATCH_ROWS: u64 = 20_000;
 
 fn main() {
+    let dim: u32 = std::env::args().nth(1).map_or(16, |dim| dim.parse().unwrap());
+    let rows =
+        std::env::args().nth(2).map_or(ROWS, |rows| rows.parse().unwrap()) * 16 / u64::from(dim);
     let row_wise = Optimizer::RowWiseAdagrad { eps: 1e-10, initial_accumulator: 0.0 };
-    for (name, optimizer) in [("sgd", Optimizer::Sgd), ("row-wise adagrad", row_wise)] {
-        for (host_ram_bytes, budget) in [(256 << 20, "all in RAM"), (16 << 20, "under 16 MiB")] {
-            let dir = tempfile::tempdir().unwrap();
-            let mut config = StoreConfig::new(dir.path().join("store"), host_ram_bytes);
-            config.stage_wait = Duration::from_secs(60);
-            let store = Store::open(config).unwrap();
-            let initializer = Initializer::Uniform { bound: 0.05 };
-            let name_of_table = "t".to_owned();
-            let spec = TableSpec { name: name_of_table, dim: DIM, optimizer, initializer, seed: 1 };
-            let table = store.create_table(&spec).unwrap();
-            let mut zipf = ZipfKeys::new(1, 1_000_000, 0.9);
-            let batches: Vec<KeyBatch> = (0..100).map(|_| zipf.batch(table, 50_000)).collect();
-            println!("{name}, {budget}, first pass: {}", run(&store, &batches));
-            println!("{name}, {budget}, second pass: {}", run(&store, &batches));
-            store.close().unwrap();
-        }
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(StoreConfig::new(dir.path().join("store"), 1 << 30)).unwrap();
+    let initializer = Initializer::Uniform { bound: 0.05 };
+    let table = store.create_table(&TableSpec::new("t", dim, row_wise, initializer, 1)).unwrap();
+    let batch = |mut keys: Vec<Key>| {
+        keys.sort_unstable();
+        keys.dedup();
+        let mut batch = KeyBatch::new();
+        batch.push_run(table, &keys).unwrap();
+        batch
+    };
+    let all: Vec<KeyBatch> = (0..(rows / BATCH_ROWS).max(1))
+        .map(|b| batch((b * BATCH_ROWS..(b + 1) * BATCH_ROWS).map(Key).collect()))
+        .collect();
+    println!("first touch: {}", run(&store, &all));
+    let mut random = Random::new(7);
+    let mut drawn = || batch((0..BATCH_ROWS).map(|_| Key(random.below(rows))).collect());
+    let batches: Vec<KeyBatch> = (0..60).map(|_| drawn()).collect();
+    for _ in 0..40 {
+        println!("hits: {}", run(&store, &batches));
     }
+    let status = store.status();
+    let rows = status.tables[0].host.rows;
+    let bytes = status.host_ram_used_bytes as f64 / rows as f64;
+    println!("{rows} rows, {bytes:.2} bytes each");
+    store.close().unwrap();
 }
 
 fn run(store: &Store, batches: &[KeyBatch]) -> String {
-    let (mut stage, mut pull, mut push, mut rows) = (0.0, 0.0, 0.0, 0);
+    let (mut stage, mut pull, mut push, mut release, mut rows) = (0.0, 0.0, 0.0, 0.0, 0);
     let mut buffer = Vec::new();
     for keys in batches {
         let start = Instant::now();
@@ -46,9 +59,12 @@ fn run(store: &Store, batches: &[KeyBatch]) -> String {
         let start = Instant::now();
         store.push(&staged, &buffer, 0.01).unwrap();
         push += start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        drop(staged);
+        release += start.elapsed().as_secs_f64();
         rows += keys.len();
     }
     let rate = |seconds: f64| rows as f64 / seconds / 1e6;
-    let (stage, pull, push) = (rate(stage), rate(pull), rate(push));
-    format!("{rows} rows; M rows/s: stage {stage:.2}, pull {pull:.1}, push {push:.1}")
+    let (stage, pull, push, release) = (rate(stage), rate(pull), rate(push), rate(release));
+    format!("M rows/s: stage {stage:.1}, pull {pull:.1}, push {push:.1}, release {release:.1}")
 }

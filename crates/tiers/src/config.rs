@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::arena::BLOCK_BYTES;
 use crate::{Error, Result};
 
 /// Where a store lives and what it may use.
@@ -20,15 +19,49 @@ pub struct StoreConfig {
     pub ssd_memory_bytes: u64,
     /// How long a stage waits for pinned rows to be freed before it answers "slow down".
     pub stage_wait: Duration,
-    /// Tables that the store holds at most.
+    /// Tables that the store holds at most, up to [`StoreConfig::TABLES_MAX`].
     pub tables_max: u32,
+    /// Bytes a second that the SSD tier may write to its files, compactions included; `None`: as
+    /// fast as the device takes them.
+    pub ssd_write_bytes_per_s: Option<u64>,
+    /// Threads that read rows from SSD: the depth of the device's queue.
+    pub ssd_read_threads: u32,
+    /// When a row that left RAM is safe.
+    pub durability: Durability,
+    /// Whether rows are locked in physical memory, so that the system can't swap them out.
+    pub lock_memory: bool,
+    /// Tables whose share of the host RAM is bounded; the others take what serves best.
+    pub shares: Vec<TableShare>,
+}
+
+/// When a row that was written back is safe from a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// From the next flush or clean close on.
+    Flush,
+    /// At once: each write-back goes through RocksDB's write-ahead log.
+    Log,
+}
+
+/// Bounds on one table's rows in host RAM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableShare {
+    /// The table's name.
+    pub table: String,
+    /// Bytes below which no other table takes rows away from it.
+    pub host_bytes_min: u64,
+    /// Bytes above which it takes rows only from itself.
+    pub host_bytes_max: u64,
 }
 
 impl StoreConfig {
-    /// The smallest budget of host RAM: a block for each of three row lengths, and the index.
-    pub const HOST_RAM_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
+    /// The smallest budget of host RAM: a few of the longest rows.
+    pub const HOST_RAM_BYTES_MIN: u64 = 256 << 10;
     /// The largest: what a slot number can name.
     pub const HOST_RAM_BYTES_MAX: u64 = 1 << 43;
+    /// The most tables that a store can number.
+    pub const TABLES_MAX: u32 = crate::index::TABLES_MAX;
     /// The least that RocksDB works with.
     pub const SSD_MEMORY_BYTES_MIN: u64 = 4 << 20;
 
@@ -41,6 +74,11 @@ impl StoreConfig {
             ssd_memory_bytes: 64 << 20,
             stage_wait: Duration::from_secs(10),
             tables_max: 4096,
+            ssd_write_bytes_per_s: None,
+            ssd_read_threads: 16,
+            durability: Durability::Flush,
+            lock_memory: false,
+            shares: Vec::new(),
         }
     }
 
@@ -54,6 +92,7 @@ impl StoreConfig {
         let (min, max) = (Self::HOST_RAM_BYTES_MIN, Self::HOST_RAM_BYTES_MAX);
         in_range("host_ram_bytes", self.host_ram_bytes, min, max)?;
         in_range("ssd_memory_bytes", self.ssd_memory_bytes, Self::SSD_MEMORY_BYTES_MIN, max)?;
-        in_range("tables_max", u64::from(self.tables_max), 1, u64::from(u32::MAX - 1))
+        in_range("tables_max", u64::from(self.tables_max), 1, u64::from(Self::TABLES_MAX))?;
+        in_range("ssd_read_threads", u64::from(self.ssd_read_threads), 1, 1024)
     }
 }

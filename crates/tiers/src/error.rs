@@ -91,6 +91,19 @@ pub enum Error {
         /// The budget.
         budget_bytes: u64,
     },
+    /// The batch does not fit the share of host RAM that one of its tables may take.
+    #[error(
+        "table {table:?} may have {rows_max} rows in host RAM, the batch names {rows}: \
+         raise its maximum or make the batch smaller"
+    )]
+    ShareTooSmall {
+        /// The table's name.
+        table: String,
+        /// Rows that its share holds.
+        rows_max: u64,
+        /// Rows that the batch names of it.
+        rows: u64,
+    },
     /// The budget is full of pinned rows; the same batch may pass later.
     #[error(
         "{pinned_rows} rows are pinned and leave no room in {budget_bytes} bytes of host RAM: \
@@ -176,4 +189,20 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+impl Error {
+    /// The same error once more: two steps may wait for one read.
+    pub(crate) fn again(&self) -> Error {
+        if let Error::Corrupt { table, key, found, expected } = *self {
+            return Error::Corrupt { table, key, found, expected };
+        }
+        if let Error::Ssd { context, source } = self {
+            return Error::Ssd { context, source: source.clone() };
+        }
+        if let Error::Poisoned { cause } = self {
+            return Error::Poisoned { cause: cause.clone() };
+        }
+        Error::CorruptMeta { record: "read of rows".to_owned(), reason: self.to_string() }
+    }
 }

@@ -1,87 +1,172 @@
-//! Which slot holds a row: a hash table in buckets of one cache line, seven entries of a tag and a
-//! slot number each, with a count of the rows that had to go on to the next bucket. A row is always
-//! found or surely absent; nothing is lost to a full bucket. It holds no keys (the slot headers
-//! do), and it does not grow by itself, for its memory comes out of the budget.
+//! What a section knows of each row that is there: key, table with flags, slot, and the policy's
+//! byte, in buckets of nine. A bucket is two neighbouring cache lines, so that a key is found with
+//! one access to memory; each bucket counts the rows that had to go on to the next. A row is always
+//! found or surely absent; nothing is lost to a full bucket. It does not grow by itself, for its
+//! memory comes out of the budget.
 
 use std::io;
 
+use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
-use table::Key;
+use table::{Key, TableId, mix};
 
-use crate::arena::{Slot, prefetch};
+use crate::arena::{MemoryUse, map, prefetch};
 
-const WAYS: usize = 7;
-const OCCUPIED: u64 = 1 << 63;
-const SLOT_MASK: u64 = (1 << Slot::BITS) - 1;
-const PAGE_BYTES: usize = 4096;
+/// Rows of a bucket.
+pub(crate) const WAYS: usize = 9;
+/// Entries of a hundred that may be taken. At 92 a row that comes finds a place some nine buckets
+/// on, at 95 it would be some twenty (Knuth, vol. 3, 6.4, for linear probing).
+const LOAD_PERCENT: usize = 92;
+/// A count of rows that passed stays here once it got so far: it costs speed, never a row.
+const PASSED_MAX: u16 = u16::MAX;
 
-/// Bytes of index that a row takes when the index is as full as it may get: 64 bytes for 5.5 rows.
-pub(crate) const BYTES_PER_ROW: u64 = (64_u64 * 2).div_ceil(11);
+/// Bytes of a bucket.
+pub(crate) const BUCKET_BYTES: usize = size_of::<Bucket>();
 
-/// One cache line.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(128))]
 struct Bucket {
-    passed: u64,          // rows whose search goes on behind this bucket
-    entries: [u64; WAYS], // occupied (1 bit), tag (23), slot (40); 0: empty
+    keys: [u64; WAYS],
+    metas: [u16; WAYS],
+    slots: [[u8; 3]; WAYS], // little-endian
+    codes: [u8; WAYS],
+    passed: u16, // rows whose home is here or before, and that went on
 }
 
-/// The hash table over every cached row.
+const _: () = assert!(size_of::<Bucket>() == 128);
+
+const OCCUPIED: u16 = 1 << 15;
+/// The row is being read from SSD.
+const LOADING: u16 = 1 << 14;
+/// A version of the row is on SSD, or on its way there.
+const ON_SSD: u16 = 1 << 13;
+const TABLE: u16 = (1 << 12) - 1;
+
+/// Tables that an entry can tell apart.
+pub(crate) const TABLES_MAX: u32 = TABLE as u32 + 1;
+
+/// The flags and the table of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Meta(u16);
+
+/// The place of an entry: its bucket and its way. It stands until a row is forgotten or the index
+/// grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct At {
+    bucket: u32,
+    way: u32,
+}
+
+/// All that is known of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) key: Key,
+    pub(crate) meta: Meta,
+    pub(crate) slot: u32,
+    pub(crate) code: u8,
+}
+
 pub(crate) struct Index {
     map: MmapMut,
+    buckets: usize,
     rows: usize,
+    hash_bits: u32, // the high bits of a hash that say nothing here
 }
 
-/// Where to look for a row. All 64 bits depend on owner and key, so that keys which differ in their
-/// low or their high bits alone scatter as well as any.
-pub(crate) fn hash(owner: u32, key: Key) -> u64 {
-    mix(key.0 ^ mix(u64::from(owner)))
+/// Buckets that take this many rows.
+pub(crate) fn buckets_for(rows: usize) -> usize {
+    (rows * 100).div_ceil(WAYS * LOAD_PERCENT).max(1)
 }
 
-/// Bytes that an index for this many rows takes.
-pub(crate) fn bytes_for(rows_max: usize) -> usize {
-    ((rows_max * 2).div_ceil(11) * size_of::<Bucket>()).next_multiple_of(PAGE_BYTES)
+/// A row's hash. Its high bits choose section and bucket.
+pub(crate) fn hash(table: TableId, key: Key) -> u64 {
+    // odd multiples keep tables apart; `mix` is a bijection, so that no two keys of a table share a
+    // hash
+    mix(key.0 ^ u64::from(table.0).wrapping_mul(0xd6e8_feb8_6659_fd93))
+}
+
+impl Meta {
+    /// Of a row of `table`.
+    pub(crate) fn of(table: TableId) -> Self {
+        assert!(table.0 < TABLES_MAX, "{table} is beyond the last that an entry can name");
+        Meta(OCCUPIED | table.0 as u16)
+    }
+
+    pub(crate) fn loading(self, yes: bool) -> Self {
+        Meta(if yes { self.0 | LOADING } else { self.0 & !LOADING })
+    }
+
+    pub(crate) fn on_ssd(self, yes: bool) -> Self {
+        Meta(if yes { self.0 | ON_SSD } else { self.0 & !ON_SSD })
+    }
+
+    pub(crate) fn is_loading(self) -> bool {
+        self.0 & LOADING != 0
+    }
+
+    pub(crate) fn is_on_ssd(self) -> bool {
+        self.0 & ON_SSD != 0
+    }
+
+    pub(crate) fn table(self) -> TableId {
+        TableId(u32::from(self.0 & TABLE))
+    }
 }
 
 impl Index {
-    /// An empty index with room for `rows_max` rows.
-    pub(crate) fn new(rows_max: usize) -> io::Result<Self> {
-        Ok(Self { map: MmapMut::map_anon(bytes_for(rows_max.max(1)))?, rows: 0 })
+    /// An empty index that may grow to hold `rows_max` rows.
+    pub(crate) fn reserve(rows_max: usize, hash_bits: u32, memory: MemoryUse) -> io::Result<Self> {
+        let map = map(buckets_for(rows_max) * BUCKET_BYTES, memory)?;
+        Ok(Self { map, buckets: 0, rows: 0, hash_bits })
     }
 
-    /// Forgets every row and takes memory for `rows_max`; the old memory goes before the new is
-    /// used.
-    pub(crate) fn reset(&mut self, rows_max: usize) -> io::Result<()> {
-        *self = Self::new(rows_max)?;
-        Ok(())
+    pub(crate) fn buckets(&self) -> usize {
+        self.buckets
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.map.len()
+    /// Places for rows, taken or not.
+    pub(crate) fn places(&self) -> u32 {
+        (self.buckets * WAYS) as u32
     }
 
-    /// Rows that there is room for.
-    pub(crate) fn rows_max(&self) -> usize {
-        self.map.len() / size_of::<Bucket>() * 11 / 2
+    /// The place of this number, and the row there.
+    pub(crate) fn nth(&self, place: u32) -> Option<(At, Entry)> {
+        let at = At { bucket: place / WAYS as u32, way: place % WAYS as u32 };
+        let bucket = &self.all()[at.bucket as usize];
+        let meta = bucket.metas[at.way as usize];
+        (meta & OCCUPIED != 0).then(|| (at, self.entry(at)))
     }
 
-    /// Asks for the bucket of a row that is looked for soon.
+    /// Takes the memory of so many buckets, and enters all rows anew.
+    pub(crate) fn resize(&mut self, buckets: usize) {
+        let rows: Vec<Entry> =
+            (0..self.places()).filter_map(|place| self.nth(place)).map(|row| row.1).collect();
+        let used = self.buckets.max(buckets) * BUCKET_BYTES;
+        self.map[..used].fill(0);
+        (self.buckets, self.rows) = (buckets, 0);
+        for row in rows {
+            self.insert(hash(row.meta.table(), row.key), row);
+        }
+    }
+
+    /// Asks for the home bucket of a hash.
+    #[inline]
     pub(crate) fn prefetch(&self, hash: u64) {
-        let buckets = self.buckets();
-        prefetch(&buckets[home(hash, buckets.len())]);
+        if let Some(bucket) = self.all().get(self.home(hash)) {
+            prefetch(&bucket.keys);
+            prefetch(&bucket.passed);
+        }
     }
 
-    /// The slot among this hash's candidates that `accept` takes.
-    pub(crate) fn find(&self, hash: u64, mut accept: impl FnMut(Slot) -> bool) -> Option<Slot> {
-        let buckets = self.buckets();
-        let tag = tag(hash);
-        let mut at = home(hash, buckets.len());
+    /// Where a row is.
+    #[inline]
+    pub(crate) fn find(&self, hash: u64, table: TableId, key: Key) -> Option<At> {
+        let buckets = self.all();
+        let mut at = self.home(hash);
         for _ in 0..buckets.len() {
             let bucket = &buckets[at];
-            for &entry in &bucket.entries {
-                if entry & !SLOT_MASK == tag && accept(Slot::from_bits(entry & SLOT_MASK)) {
-                    return Some(Slot::from_bits(entry & SLOT_MASK));
-                }
+            if let Some(way) = bucket.way_of(table, key) {
+                return Some(At { bucket: at as u32, way });
             }
             if bucket.passed == 0 {
                 return None;
@@ -91,71 +176,156 @@ impl Index {
         None
     }
 
-    /// Enters a row. There must be room, and the row must not be there.
-    pub(crate) fn insert(&mut self, hash: u64, slot: Slot) {
-        assert!(self.rows < self.rows_max(), "the index is full with {} rows", self.rows);
+    /// Enters a row, which must not be there.
+    pub(crate) fn insert(&mut self, hash: u64, row: Entry) -> At {
+        assert!(self.rows < self.buckets * WAYS, "the index is full with {} rows", self.rows);
         self.rows += 1;
-        let buckets = self.buckets_mut();
-        let mut at = home(hash, buckets.len());
+        let mut at = self.home(hash);
+        let buckets = self.all_mut();
         loop {
             let bucket = &mut buckets[at];
-            if let Some(entry) = bucket.entries.iter_mut().find(|entry| **entry == 0) {
-                *entry = tag(hash) | slot.bits();
-                return;
+            if let Some(way) = bucket.metas.iter().position(|meta| meta & OCCUPIED == 0) {
+                let place = At { bucket: at as u32, way: way as u32 };
+                self.set(place, row);
+                return place;
             }
-            bucket.passed += 1;
+            if bucket.passed < PASSED_MAX {
+                bucket.passed += 1;
+            }
             at = next(at, buckets.len());
         }
     }
 
-    /// Forgets a row, which must be there.
-    pub(crate) fn remove(&mut self, hash: u64, slot: Slot) {
+    /// Forgets a row. Rows behind it that passed its bucket move up, one after the other, so that
+    /// however many rows come and go, each lies where it would if it had just been entered.
+    pub(crate) fn remove(&mut self, at: At) {
+        let row = self.entry(at);
+        assert!(row.meta.0 & OCCUPIED != 0, "a row is forgotten once");
         self.rows -= 1;
-        let buckets = self.buckets_mut();
-        let wanted = tag(hash) | slot.bits();
-        let mut at = home(hash, buckets.len());
-        loop {
-            let bucket = &mut buckets[at];
-            if let Some(entry) = bucket.entries.iter_mut().find(|entry| **entry == wanted) {
-                *entry = 0;
-                return;
+        let home = self.home(hash(row.meta.table(), row.key));
+        self.unpass(home, at.bucket as usize);
+        let mut hole = at;
+        while let Some(from) = self.passer(hole.bucket as usize) {
+            let row = self.entry(from);
+            self.unpass(hole.bucket as usize, from.bucket as usize);
+            self.set(hole, row);
+            hole = from;
+        }
+        self.all_mut()[hole.bucket as usize].metas[hole.way as usize] = 0;
+    }
+
+    /// A row passes the buckets from `home` on, up to that before `bucket`, no longer.
+    fn unpass(&mut self, home: usize, bucket: usize) {
+        let buckets = self.all_mut();
+        let mut passing = home;
+        while passing != bucket {
+            let passed = &mut buckets[passing].passed;
+            assert!(*passed > 0, "a row lies behind a bucket that nobody passed");
+            if *passed < PASSED_MAX {
+                *passed -= 1;
             }
-            // The row went on behind this bucket when it was entered; a bucket that nobody passed
-            // means that it never was.
-            assert!(bucket.passed > 0, "slot {slot:?} is not in the index");
-            bucket.passed -= 1;
-            at = next(at, buckets.len());
+            passing = next(passing, buckets.len());
         }
     }
 
-    fn buckets(&self) -> &[Bucket] {
-        bytemuck::cast_slice(&self.map)
+    /// The nearest row behind `bucket` that passed it.
+    fn passer(&self, bucket: usize) -> Option<At> {
+        let buckets = self.all();
+        let mut at = bucket;
+        for distance in 1..buckets.len() {
+            if buckets[at].passed == 0 {
+                return None;
+            }
+            at = next(at, buckets.len());
+            let passed = |way: &u32| {
+                let row = self.entry(At { bucket: at as u32, way: *way });
+                let home = self.home(hash(row.meta.table(), row.key));
+                let way_come = (at + buckets.len() - home) % buckets.len();
+                row.meta.0 & OCCUPIED != 0 && way_come >= distance
+            };
+            if let Some(way) = (0..WAYS as u32).find(passed) {
+                return Some(At { bucket: at as u32, way });
+            }
+        }
+        None
     }
 
-    fn buckets_mut(&mut self) -> &mut [Bucket] {
-        bytemuck::cast_slice_mut(&mut self.map)
+    fn set(&mut self, at: At, row: Entry) {
+        let (bucket, way) = (&mut self.all_mut()[at.bucket as usize], at.way as usize);
+        bucket.keys[way] = row.key.0;
+        bucket.metas[way] = row.meta.0;
+        bucket.codes[way] = row.code;
+        bucket.set_slot(way, row.slot);
+    }
+
+    pub(crate) fn entry(&self, at: At) -> Entry {
+        let (bucket, way) = (&self.all()[at.bucket as usize], at.way as usize);
+        Entry {
+            key: Key(bucket.keys[way]),
+            meta: Meta(bucket.metas[way]),
+            slot: bucket.slot(way),
+            code: bucket.codes[way],
+        }
+    }
+
+    pub(crate) fn set_meta(&mut self, at: At, meta: Meta) {
+        self.all_mut()[at.bucket as usize].metas[at.way as usize] = meta.0;
+    }
+
+    pub(crate) fn set_code(&mut self, at: At, code: u8) {
+        self.all_mut()[at.bucket as usize].codes[at.way as usize] = code;
+    }
+
+    pub(crate) fn set_slot(&mut self, at: At, slot: u32) {
+        self.all_mut()[at.bucket as usize].set_slot(at.way as usize, slot);
+    }
+
+    fn home(&self, hash: u64) -> usize {
+        ((u128::from(hash << self.hash_bits) * self.buckets as u128) >> 64) as usize
+    }
+
+    fn all(&self) -> &[Bucket] {
+        &bytemuck::cast_slice(&self.map)[..self.buckets]
+    }
+
+    fn all_mut(&mut self) -> &mut [Bucket] {
+        &mut bytemuck::cast_slice_mut(&mut self.map)[..self.buckets]
     }
 }
 
-fn home(hash: u64, buckets: usize) -> usize {
-    ((u128::from(hash) * buckets as u128) >> 64) as usize
+impl Bucket {
+    /// The way of a row. All nine keys are compared, without a branch.
+    #[inline]
+    fn way_of(&self, table: TableId, key: Key) -> Option<u32> {
+        let compare =
+            |mask: u32, (way, found): (usize, &u64)| mask | u32::from(*found == key.0) << way;
+        let mut mask = self.keys.iter().enumerate().fold(0, compare);
+        // tables may share keys, and a vacant way may hold what was there before
+        while mask != 0 {
+            let way = mask.trailing_zeros();
+            let meta = self.metas[way as usize];
+            if meta & (OCCUPIED | TABLE) == OCCUPIED | table.0 as u16 {
+                return Some(way);
+            }
+            mask &= mask - 1;
+        }
+        None
+    }
+
+    fn slot(&self, way: usize) -> u32 {
+        let [a, b, c] = self.slots[way];
+        u32::from_le_bytes([a, b, c, 0])
+    }
+
+    fn set_slot(&mut self, way: usize, slot: u32) {
+        let [a, b, c, high] = slot.to_le_bytes();
+        assert_eq!(high, 0, "slot {slot} does not fit 24 bits");
+        self.slots[way] = [a, b, c];
+    }
 }
 
 fn next(at: usize, buckets: usize) -> usize {
     if at + 1 == buckets { 0 } else { at + 1 }
-}
-
-/// The low bits of the hash; its high bits chose the bucket.
-fn tag(hash: u64) -> u64 {
-    OCCUPIED | (hash << Slot::BITS)
-}
-
-/// The finaliser of splitmix64 (Steele et al., 2014): a bijection that scatters every bit.
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]
@@ -166,48 +336,124 @@ mod tests {
 
     use super::*;
 
+    const MEMORY: MemoryUse = MemoryUse { budget_bytes: 0, lock: false };
+
+    fn index(rows: usize) -> Index {
+        let mut index = Index::reserve(rows, 0, MEMORY).unwrap();
+        index.resize(buckets_for(rows));
+        index
+    }
+
+    fn entry(table: u32, key: u64, slot: u32) -> Entry {
+        Entry { key: Key(key), meta: Meta::of(TableId(table)), slot, code: slot as u8 }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn agrees_with_a_map_whatever_the_hashes(
             rows_max in 1_usize..600,
-            ops in prop::collection::vec((any::<bool>(), 0_u64..700, any::<bool>()), 0..2000),
+            ops in prop::collection::vec((0_u8..5, 0_u32..3, 0_u64..250), 0..2000),
+            grows_at in 0_usize..2000,
         ) {
-            // half of the rows share one hash, the worst that an adversary could do
-            let hash_of = |id: u64| if id & 1 == 0 { u64::MAX } else { hash(3, Key(id)) };
-            let mut index = Index::new(rows_max).unwrap();
-            let mut map = BTreeMap::new();
-            for (enter, id, _) in ops {
-                let slot = Slot::from_bits(id);
-                if enter && !map.contains_key(&id) && map.len() < index.rows_max() {
-                    index.insert(hash_of(id), slot);
-                    map.insert(id, ());
-                } else if !enter && map.remove(&id).is_some() {
-                    index.remove(hash_of(id), slot);
+            let mut index = Index::reserve(4 * rows_max, 0, MEMORY).unwrap();
+            index.resize(buckets_for(rows_max));
+            let mut map: BTreeMap<(u32, u64), Entry> = BTreeMap::new();
+            for (i, (op, table, key)) in ops.into_iter().enumerate() {
+                if i == grows_at {
+                    index.resize(buckets_for(3 * rows_max));
                 }
-                let found = index.find(hash_of(id), |found| found == slot);
-                prop_assert_eq!(found.is_some(), map.contains_key(&id));
+                let hash = hash(TableId(table), Key(key));
+                let at = index.find(hash, TableId(table), Key(key));
+                prop_assert_eq!(at.map(|at| index.entry(at)), map.get(&(table, key)).copied());
+                match (op, at) {
+                    (0..=1, None) if map.len() < rows_max => {
+                        let row = entry(table, key, i as u32);
+                        let at = index.insert(hash, row);
+                        prop_assert_eq!(index.entry(at), row);
+                        map.insert((table, key), row);
+                    }
+                    (2, Some(at)) => {
+                        index.remove(at);
+                        map.remove(&(table, key));
+                    }
+                    (3, Some(at)) => {
+                        index.set_slot(at, i as u32 + 5000);
+                        index.set_code(at, 77);
+                        let meta = index.entry(at).meta.loading(i % 2 == 0).on_ssd(i % 3 == 0);
+                        index.set_meta(at, meta);
+                        map.insert((table, key), index.entry(at));
+                    }
+                    _ => {}
+                }
             }
-            for id in 0..700 {
-                let found = index.find(hash_of(id), |found| found.bits() == id);
-                prop_assert_eq!(found.is_some(), map.contains_key(&id));
-            }
+            let found: BTreeMap<(u32, u64), Entry> = (0..index.places())
+                .filter_map(|place| index.nth(place))
+                .map(|(_, row)| ((row.meta.table().0, row.key.0), row))
+                .collect();
+            prop_assert_eq!(found, map);
         }
+    }
+
+    #[test]
+    fn rows_that_share_a_home_are_all_found_and_leave_no_trace() {
+        // the worst that an adversary could do: hundreds of rows with one home bucket
+        let mut index = index(1000);
+        let home = |index: &Index, key: u64| index.home(hash(TableId(0), Key(key)));
+        let keys: Vec<u64> = (0..).filter(|&key| home(&index, key) == 7).take(300).collect();
+        for (slot, &key) in (0..).zip(&keys) {
+            index.insert(hash(TableId(0), Key(key)), entry(0, key, slot));
+        }
+        for &key in &keys {
+            let at = index.find(hash(TableId(0), Key(key)), TableId(0), Key(key)).unwrap();
+            assert_eq!(index.entry(at).key, Key(key));
+        }
+        assert_eq!(index.all()[7].passed, 291);
+        for &key in &keys {
+            index.remove(index.find(hash(TableId(0), Key(key)), TableId(0), Key(key)).unwrap());
+        }
+        assert!(index.all().iter().all(|bucket| bucket.passed == 0));
+    }
+
+    #[test]
+    fn rows_that_come_and_go_leave_the_index_as_good_as_new() {
+        let rows = 20_000;
+        let mut index = index(rows as usize);
+        let enter = |index: &mut Index, key: u64| {
+            index.insert(hash(TableId(0), Key(key)), entry(0, key, key as u32 % 1000));
+        };
+        (0..rows).for_each(|key| enter(&mut index, key));
+        let away = |index: &Index| {
+            let all = (0..index.places()).filter_map(|place| index.nth(place));
+            all.filter(|(at, row)| at.bucket as usize != index.home(hash(TableId(0), row.key)))
+                .count()
+        };
+        let fresh = away(&index);
+        for key in 0..10 * rows {
+            let (hash, key_out) = (hash(TableId(0), Key(key)), Key(key));
+            index.remove(index.find(hash, TableId(0), key_out).unwrap());
+            enter(&mut index, key + rows);
+        }
+        let worn = away(&index);
+        assert!(worn < fresh + fresh / 5, "{fresh} rows away from home at first, {worn} later");
     }
 
     #[test]
     fn a_full_index_of_adversarial_keys_finds_each_in_few_buckets() {
         for shift in [0, 20, 40] {
-            let mut index = Index::new(10_000).unwrap();
-            let rows = index.rows_max() as u64;
-            for i in 0..rows {
-                index.insert(hash(0, Key(i << shift)), Slot::from_bits(i));
+            let rows = 20_000;
+            let mut index = index(rows);
+            for i in 0..rows as u64 {
+                let key = i << shift;
+                index.insert(hash(TableId(0), Key(key)), entry(0, key, i as u32));
             }
-            let longest = index.buckets().iter().map(|bucket| bucket.passed).max().unwrap();
-            assert!(longest < 40, "{longest} rows pass one bucket of 7");
-            for i in 0..rows {
-                assert!(index.find(hash(0, Key(i << shift)), |slot| slot.bits() == i).is_some());
-            }
+            let longest = index.all().iter().map(|bucket| bucket.passed).max().unwrap();
+            assert!(longest < 80, "{longest} rows pass one bucket of nine");
+            let away = (0..rows as u64).filter(|&i| {
+                let (hash, key) = (hash(TableId(0), Key(i << shift)), Key(i << shift));
+                index.find(hash, TableId(0), key).unwrap().bucket as usize != index.home(hash)
+            });
+            let away = away.count();
+            assert!(away < rows / 4, "{away} of {rows} rows are not at home");
         }
     }
 }

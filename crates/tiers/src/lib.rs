@@ -1,34 +1,44 @@
 //! The store: embedding rows in host RAM of a byte budget over RocksDB on SSD. It resolves, pins,
-//! gathers and updates rows for its callers' threads; it has no threads of its own, knows no step
-//! numbers and speaks no protocol.
+//! gathers and updates rows for its callers; threads of its own read from SSD and write to it. It
+//! knows no step numbers and speaks no protocol.
 //!
-//! Data flow of a step: [`Store::stage`] probes the `index`, makes room in the `arena`
-//! (`eviction`), fetches what is missing from the `ssd`, and pins all; [`Store::pull`] and
-//! [`Store::push`] then work on known slots; dropping [`Staged`] unpins.
+//! Data flow of a step: [`Store::begin_stage`] probes the `index` of each `section`, makes `room`,
+//! and claims slots in the `arena`; what is on SSD comes in by the threads of `reads`. What leaves
+//! goes `down` by a thread of its own. [`Store::pull`] and [`Store::push`] then work on known rows;
+//! dropping [`Staged`] unpins.
 //!
-//! Locks, in the order in which they may be taken: gate, blocks (one stage at a time), index, rows
-//! of a table. Pull and push take the gate and their tables' rows, nothing else.
+//! Locks, in the order in which they may be taken: gate, sketch, room, pinning, section, rows of a
+//! table; then those that are held for moments and under which nothing else is taken.
 
+mod admission;
 mod arena;
 mod assign;
+mod budget;
+mod class;
 mod config;
+mod down;
 mod error;
-mod eviction;
 mod index;
+mod live;
 mod lookup;
 mod meta;
+#[doc(hidden)] // for the benchmark that compares it with others
+pub mod policy;
+mod reads;
+mod room;
+mod section;
 mod ssd;
 mod staging;
 mod store;
+mod stored;
 mod tally;
 #[cfg(test)]
 mod tests;
-mod write_back;
 
-pub use arena::host_bytes_per_row;
-pub use config::StoreConfig;
+pub use config::{Durability, StoreConfig, TableShare};
 pub use error::{Error, Result};
-pub use staging::Staged;
+pub use section::host_bytes_per_row;
+pub use staging::{Staged, Staging};
 pub use store::Store;
 
 // Rows are stored as little-endian floats and copied as they lie in memory.

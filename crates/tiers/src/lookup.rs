@@ -1,13 +1,13 @@
 //! Reading without staging: never inserts, never evicts, marks nothing as referenced. A row is held
 //! only while it is copied.
 
-use table::{KeyBatch, RowStatus};
+use table::{Key, KeyBatch, RowStatus};
 
 use crate::Result;
-use crate::arena::{Pinned, PinnedRun};
 use crate::index;
 use crate::staging::{Run, check_shape, floats_of};
-use crate::store::Inner;
+use crate::store::{Inner, Table};
+use crate::stored::StoredRow;
 use crate::tally::add;
 
 /// Keys that are looked up under one hold of the index.
@@ -37,59 +37,76 @@ impl Inner {
                 .zip(rows.chunks_mut(LOOKUP_KEYS * dim))
                 .zip(statuses.chunks_mut(LOOKUP_KEYS))
             {
-                let missed = self.lookup_host(run, keys, rows, statuses);
+                let missed = self.lookup_host(run, keys, rows, statuses)?;
                 self.lookup_ssd(run, keys, &missed, rows, statuses)?;
             }
         }
         Ok(())
     }
 
-    /// Copies what is in RAM; tells which keys are not.
+    /// Copies what is in RAM, or on its way down; tells which keys are not.
     fn lookup_host(
         &self,
         run: &Run,
-        keys: &[table::Key],
+        keys: &[Key],
         rows: &mut [f32],
         statuses: &mut [RowStatus],
-    ) -> Vec<usize> {
-        let dim = run.table.layout.dim;
-        let index = self.index.read(); // an eviction waits for it, so that a row found stays
-        let whole = PinnedRun { rows: run.table.rows.clone(), range: 0..keys.len() };
-        let mut held = Pinned::none(&self.arena, vec![whole], false);
-        for (i, &key) in keys.iter().enumerate() {
-            let hash = index::hash(run.table.rows.owner(), key);
-            index.find(hash, |slot| held.pin(0, i, slot, key));
-        }
-        let mut missed = Vec::new();
-        {
-            let found = held.read(0);
-            for (i, out) in rows.chunks_exact_mut(dim).enumerate() {
-                if held.is_pinned(i) {
-                    out.copy_from_slice(&found.row(i)[..dim]);
-                    statuses[i] = RowStatus::Host;
-                } else {
-                    missed.push(i);
+    ) -> Result<Vec<usize>> {
+        let table = &run.table;
+        let (dim, class, now) = (table.layout.dim, &table.class, self.clock_of(table));
+        let mut probes: Vec<(u32, u64, usize)> = keys
+            .iter()
+            .enumerate()
+            .map(|(i, &key)| {
+                let hash = index::hash(table.id, key);
+                (class.section_of(hash), hash, i)
+            })
+            .collect();
+        probes.sort_unstable();
+        let (mut missed, mut found) = (Vec::new(), 0);
+        for of_section in probes.chunk_by(|a, b| a.0 == b.0) {
+            let section = class.sections[of_section[0].0 as usize].lock();
+            let _read = table.rows.read();
+            for &(_, hash, i) in of_section {
+                let out = &mut rows[i * dim..][..dim];
+                let entry = section.find(hash, table.id, keys[i]).map(|at| section.entry(at));
+                if let Some(entry) = entry.filter(|entry| !entry.meta.is_loading()) {
+                    let row = section.row(entry.slot);
+                    if table.stamped() && table.is_expired(Some(class.arena.stamp(row)), now) {
+                        table.spec.initial_embedding(keys[i], out);
+                        statuses[i] = RowStatus::Initialised;
+                    } else {
+                        class.arena.read(row, |embedding, _| out.copy_from_slice(embedding));
+                        statuses[i] = RowStatus::Host;
+                        found += 1;
+                    }
+                    continue;
+                }
+                let caught = self
+                    .down
+                    .read(table.id, keys[i], |bytes| read_stored(table, keys[i], bytes, now, out));
+                match caught.transpose()? {
+                    Some(status) => statuses[i] = status,
+                    None => missed.push(i),
                 }
             }
         }
-        drop(held); // before the index is let go
-        drop(index);
-        let found = (keys.len() - missed.len()) * dim * size_of::<f32>();
-        add(&run.table.tally.host_bytes_read, found as u64);
-        missed
+        missed.sort_unstable(); // the SSD is read in the order of its keys
+        add(&table.tally.host_bytes_read, (found * dim * size_of::<f32>()) as u64);
+        Ok(missed)
     }
 
     /// Reads the others from SSD; one that is not there answers with its initial row.
     fn lookup_ssd(
         &self,
         run: &Run,
-        keys: &[table::Key],
+        keys: &[Key],
         missed: &[usize],
         rows: &mut [f32],
         statuses: &mut [RowStatus],
     ) -> Result<()> {
         let table = &run.table;
-        let dim = table.layout.dim;
+        let (dim, now) = (table.layout.dim, self.clock_of(table));
         let missed_keys = missed.iter().map(|&i| keys[i]);
         let mut read = 0;
         self.ssd.read(table.id, table.layout.bytes(), missed_keys, |m, key, value| {
@@ -97,11 +114,8 @@ impl Inner {
             let out = &mut rows[i * dim..][..dim];
             statuses[i] = match value {
                 Some(bytes) => {
-                    table.check_row_bytes(key, bytes)?;
-                    let embedding = &bytes[..size_of_val(out)];
-                    bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(embedding);
                     read += bytes.len() as u64;
-                    RowStatus::Ssd
+                    read_stored(table, key, bytes, now, out)?
                 }
                 None => {
                     table.spec.initial_embedding(key, out);
@@ -113,4 +127,20 @@ impl Inner {
         add(&table.tally.ssd_bytes_read, read);
         Ok(())
     }
+}
+
+fn read_stored(
+    table: &Table,
+    key: Key,
+    bytes: &[u8],
+    now: u32,
+    out: &mut [f32],
+) -> Result<RowStatus> {
+    let stored = StoredRow::decode(table, key, bytes)?;
+    if table.is_expired(stored.stamp, now) {
+        table.spec.initial_embedding(key, out);
+        return Ok(RowStatus::Initialised);
+    }
+    bytemuck::cast_slice_mut::<f32, u8>(out).copy_from_slice(stored.embedding);
+    Ok(RowStatus::Ssd)
 }

@@ -8,15 +8,18 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use table::{TableId, TableSpec};
 
+use crate::admission::Sketch;
 use crate::ssd::Ssd;
 use crate::{Error, Result};
 
 /// The format that this program writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const FORMAT_FILE: &str = "FORMAT";
 const FORMAT_TITLE: &str = "embedding store, format";
 const TABLE_PREFIX: &[u8] = b"table/";
 const CLEAN: &[u8] = b"clean";
+const STAGES: &[u8] = b"stages";
+const SKETCH: &[u8] = b"sketch";
 
 #[derive(Serialize, Deserialize)]
 struct TableRecord {
@@ -41,7 +44,11 @@ pub(crate) fn open_dir(dir: &Path) -> Result<PathBuf> {
     };
     fs::create_dir_all(dir).map_err(io("create"))?;
     match fs::read_to_string(dir.join(FORMAT_FILE)) {
-        Ok(text) => check_format(dir, &text)?,
+        // what is older is read as it is; what is written from now on, an older program can't read
+        Ok(text) if check_format(dir, &text)? < FORMAT => {
+            write_format(dir).map_err(io("write the format file in"))?;
+        }
+        Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             for entry in fs::read_dir(dir).map_err(io("list"))? {
                 let name = entry.map_err(io("list"))?.file_name();
@@ -58,7 +65,7 @@ pub(crate) fn open_dir(dir: &Path) -> Result<PathBuf> {
     Ok(dir.join("rows"))
 }
 
-fn check_format(dir: &Path, text: &str) -> Result<()> {
+fn check_format(dir: &Path, text: &str) -> Result<u32> {
     let number = text.trim_end().strip_prefix(FORMAT_TITLE).map(str::trim);
     let Some(found) = number.and_then(|number| number.parse::<u32>().ok()) else {
         return Err(Error::NotAStore { dir: dir.to_owned(), found: FORMAT_FILE.to_owned() });
@@ -66,7 +73,7 @@ fn check_format(dir: &Path, text: &str) -> Result<()> {
     if found > FORMAT {
         return Err(Error::NewerFormat { dir: dir.to_owned(), found, supported: FORMAT });
     }
-    Ok(())
+    Ok(found)
 }
 
 fn write_format(dir: &Path) -> io::Result<()> {
@@ -117,6 +124,38 @@ pub(crate) fn take_clean(ssd: &Ssd) -> Result<Option<Vec<(TableId, u64)>>> {
         })?;
     ssd.set_record(CLEAN, None)?;
     Ok(Some(record.rows))
+}
+
+/// Writes how many stages there were, the clock of rows that expire by steps.
+pub(crate) fn write_stages(ssd: &Ssd, stages: u64) -> Result<()> {
+    ssd.set_record(STAGES, Some(&stages.to_le_bytes()))
+}
+
+/// How many stages there were at the last flush.
+pub(crate) fn read_stages(ssd: &Ssd) -> Result<u64> {
+    let Some(value) = ssd.record(STAGES)? else { return Ok(0) };
+    let bytes: [u8; 8] = value.as_slice().try_into().map_err(|_| Error::CorruptMeta {
+        record: "count of stages".to_owned(),
+        reason: format!("it has {} bytes, expected 8", value.len()),
+    })?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Writes the sights of keys that have no row yet.
+pub(crate) fn write_sketch(ssd: &Ssd, sketch: &Sketch) -> Result<()> {
+    ssd.set_record(SKETCH, Some(&sketch.to_bytes()))
+}
+
+/// The sights of keys that had no row at the last flush.
+pub(crate) fn read_sketch(ssd: &Ssd) -> Result<Option<Sketch>> {
+    let Some(value) = ssd.record(SKETCH)? else { return Ok(None) };
+    match Sketch::from_bytes(&value) {
+        Some(sketch) => Ok(Some(sketch)),
+        None => Err(Error::CorruptMeta {
+            record: "sketch of sights".to_owned(),
+            reason: format!("it has {} bytes, expected {}", value.len(), Sketch::BYTES + 8),
+        }),
+    }
 }
 
 fn table_name(id: TableId) -> Vec<u8> {

@@ -1,17 +1,19 @@
 //! The SSD tier: one RocksDB with a column family of rows and one of the store's own records. The
 //! only door to RocksDB. It caches no row of its own and knows no layout; it poisons itself when a
-//! durable write fails.
+//! durable write fails. Why its settings are what they are: `ops/adr/0010-rocksdb-settings.md`.
 
 use std::path::Path;
 use std::sync::OnceLock;
 
+use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager,
+    WriteOptions,
 };
 use table::{Key, TableId};
 
-use crate::{Error, Result};
+use crate::{Durability, Error, Result, StoreConfig};
 
 const ROWS: &str = "rows";
 const META: &str = "meta";
@@ -29,20 +31,17 @@ pub(crate) type Record = (Box<[u8]>, Box<[u8]>);
 
 pub(crate) struct Ssd {
     db: DB,
+    options: Options, // holds the statistics
+    durability: Durability,
     poison: OnceLock<String>,
     #[cfg(test)]
     pub(crate) fail_writes: std::sync::atomic::AtomicBool,
 }
 
-/// Rows to be written together.
-pub(crate) struct RowBatch<'a> {
-    rows: &'a ColumnFamily,
-    batch: WriteBatch,
-}
-
 impl Ssd {
     /// Opens the database in `dir`, or makes it. Exclusive: a second open fails.
-    pub(crate) fn open(dir: &Path, memory_bytes: u64) -> Result<Self> {
+    pub(crate) fn open(dir: &Path, config: &StoreConfig) -> Result<Self> {
+        let memory_bytes = config.ssd_memory_bytes;
         // Half for the block cache; three memtables of an eighth each for the rows; the last eighth
         // is left to table readers and compactions.
         let cache = Cache::new_lru_cache((memory_bytes / 2) as usize);
@@ -60,8 +59,23 @@ impl Ssd {
             3 * eighth,
             false, // a full memtable slows a write down; it must not stop one for good
         ));
+        options.set_use_direct_reads(true);
+        options.set_use_direct_io_for_flush_and_compaction(true);
+        // Direct I/O reads and writes through buffers of its own, one for each file of a merge.
+        let buffer_bytes = (memory_bytes / 64).clamp(64 << 10, 1 << 20);
+        options.set_compaction_readahead_size(2 * buffer_bytes as usize);
+        options.set_writable_file_max_buffer_size(buffer_bytes);
+        options.enable_statistics();
+        options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+        if let Some(bytes_per_s) = config.ssd_write_bytes_per_s {
+            let bytes_per_s = i64::try_from(bytes_per_s).unwrap_or(i64::MAX);
+            options.set_ratelimiter(bytes_per_s, 100_000, 10); // refilled every 100 ms
+        }
+        let rows = family_options(&cache, eighth)
+            .get_options_from_string("block_based_table_factory={block_align=true;}")
+            .map_err(|source| Error::Ssd { context: "set the options of rows", source })?;
         let families = [
-            ColumnFamilyDescriptor::new(ROWS, family_options(&cache, eighth)),
+            ColumnFamilyDescriptor::new(ROWS, rows),
             ColumnFamilyDescriptor::new(META, family_options(&cache, 64 << 10)),
         ];
         let db = DB::open_cf_descriptors(&options, dir, families).map_err(|source| {
@@ -73,6 +87,8 @@ impl Ssd {
         })?;
         Ok(Self {
             db,
+            options,
+            durability: config.durability,
             poison: OnceLock::new(),
             #[cfg(test)]
             fail_writes: std::sync::atomic::AtomicBool::new(false),
@@ -115,22 +131,25 @@ impl Ssd {
         Ok(())
     }
 
-    /// An empty batch of rows.
-    pub(crate) fn batch(&self) -> RowBatch<'_> {
-        let rows = self.family(ROWS).expect("the rows' family was opened");
-        RowBatch { rows, batch: WriteBatch::default() }
-    }
-
-    /// Writes a batch and empties it. No write-ahead log: rows last from a flush on.
-    pub(crate) fn write(&self, rows: &mut RowBatch<'_>) -> Result<()> {
+    /// Writes rows together, in the order given. Unless the store logs its writes, they last from a
+    /// flush on.
+    pub(crate) fn write_rows(&self, rows: &[(TableId, Key, &[u8])]) -> Result<()> {
         self.check()?;
-        if rows.batch.is_empty() {
-            return Ok(());
+        let family = self.family(ROWS)?;
+        let mut batch = WriteBatch::default();
+        for (table, key, value) in rows {
+            batch.put_cf(family, row_key(*table, *key), value);
         }
         let mut options = WriteOptions::default();
-        options.disable_wal(true);
-        let batch = std::mem::take(&mut rows.batch);
+        options.disable_wal(self.durability == Durability::Flush);
         self.durable("write rows", || self.db.write_opt(batch, &options))
+    }
+
+    /// Bytes written to files and bytes read from files to merge them, since the open.
+    pub(crate) fn file_bytes(&self) -> (u64, u64) {
+        let ticker = |ticker| self.options.get_ticker_count(ticker);
+        let written = ticker(Ticker::FlushWriteBytes) + ticker(Ticker::CompactWriteBytes);
+        (written, ticker(Ticker::CompactReadBytes))
     }
 
     /// Brings every row written so far to the disk.
@@ -155,6 +174,12 @@ impl Ssd {
             }
         }
         Ok(counts)
+    }
+
+    /// Blocks of rows that were not in the cache, since the open.
+    #[cfg(test)]
+    pub(crate) fn data_blocks_read(&self) -> u64 {
+        self.options.get_ticker_count(Ticker::BlockCacheDataMiss)
     }
 
     /// A record of the store's own.
@@ -211,17 +236,6 @@ impl Ssd {
     }
 }
 
-impl RowBatch<'_> {
-    pub(crate) fn put(&mut self, table: TableId, key: Key, row: &[f32]) {
-        self.batch.put_cf(self.rows, row_key(table, key), bytemuck::cast_slice::<f32, u8>(row));
-    }
-
-    /// Bytes gathered so far.
-    pub(crate) fn bytes(&self) -> usize {
-        self.batch.size_in_bytes()
-    }
-}
-
 fn family_options(cache: &Cache, memtable_bytes: usize) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
@@ -231,6 +245,10 @@ fn family_options(cache: &Cache, memtable_bytes: usize) -> Options {
     // The index and the filters of a terabyte would not fit the budget: they live in the cache.
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_pin_top_level_index_and_filter(true);
+    table.set_format_version(6);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
     options.set_compression_type(DBCompressionType::None); // floats of trained rows don't compress

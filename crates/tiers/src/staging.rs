@@ -1,37 +1,61 @@
-//! A step's rows: stage resolves every key once and pins its row; pull gathers and push updates at
-//! the slots that the stage found, with no key hashed and no index touched. One stage works at a
-//! time.
+//! A step's rows: a stage resolves every key once and pins its row; what is on SSD comes in behind
+//! it (`reads`). Pull gathers and push updates at the rows that the stage found, with no key hashed
+//! and no index touched.
+//!
+//! A stage has two parts. *Probing* looks all keys up, section by section, and pins the hits; any
+//! number of stages do so at once. *Bringing in* the misses is done by one stage at a time, under
+//! the room lock: it makes room, looks again, and claims a slot for each row that is still missing.
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use table::{KeyBatch, TableId};
+use table::{Admission, Key, KeyBatch, RowStatus, TableId};
 
-use crate::arena::{Blocks, Fresh, Pinned, PinnedRun, RowOrigin};
-use crate::eviction::Clock;
-use crate::index;
+use crate::arena::Row;
+use crate::class::Class;
+use crate::index::Meta;
+use crate::live::{PinSet, SectionId};
+use crate::reads::{Load, Missing};
+use crate::room::{Room, Want};
+use crate::section::{Hit, Past, Probe, bytes_for};
 use crate::store::{Inner, Table};
+use crate::stored::StoredRow;
 use crate::tally::add;
-use crate::{Error, Result};
-
-/// Keys between a bucket's prefetch and its use.
-const PROBE_AHEAD: usize = 8;
-/// Rows between a row's prefetch and its use.
-const ROWS_AHEAD: usize = 8;
+use crate::{Error, Result, index};
 
 /// The rows of one staged step, pinned in RAM. Dropping it unpins them and wakes waiting stages.
 pub struct Staged {
-    inner: Arc<Inner>,
-    runs: Vec<Run>,
-    pinned: Pinned,
-    floats: usize,
+    step: Step,
 }
 
-/// What stages work on, one at a time.
-pub(crate) struct Room {
-    pub(crate) blocks: Blocks,
-    pub(crate) clock: Clock,
+/// A step whose rows are on their way in. Dropping it lets go of them.
+pub struct Staging {
+    step: Step,
+    own: Option<Arc<Load>>,
+    others: Vec<Arc<Load>>, // that other stages began, of rows that this one wants too
+    claims_seen: u64,       // when the probe began
+}
+
+/// A batch resolved: where each row is, and what keeps it there.
+struct Step {
+    inner: Arc<Inner>,
+    runs: Vec<Run>,
+    keys: Vec<Key>,           // [keys]
+    rows: Vec<Row>,           // [keys]
+    statuses: Vec<RowStatus>, // [keys]
+    floats: usize,
+    claimed: Vec<u64>, // [runs], rows that were not in RAM
+    pins: Vec<Pins>,
+}
+
+/// Slots that are held until this is dropped.
+struct Pins {
+    inner: Arc<Inner>,
+    set: Arc<PinSet>,
+    number: u64,
+    quietly: bool,
 }
 
 /// One table's share of a batch.
@@ -40,38 +64,119 @@ pub(crate) struct Run {
     pub(crate) range: Range<usize>,
 }
 
-/// The keys of a batch that are not in RAM.
-struct Misses {
-    positions: Vec<u32>,     // [misses], ascending
-    runs: Vec<Range<usize>>, // for each run of the batch, its share of `positions`
+/// A key that the probe did not find.
+#[derive(Clone, Copy)]
+struct Miss {
+    id: SectionId,
+    probe: Probe,
 }
 
 impl Staged {
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.pinned.rows()
+        self.step.rows.len()
     }
 
     /// Floats of a pull's rows and of a push's gradients: Σ rows x dim.
     pub fn rows_floats(&self) -> usize {
-        self.floats
+        self.step.floats
+    }
+
+    /// Where each row came from, in the order of the batch's keys.
+    pub fn statuses(&self) -> &[RowStatus] {
+        &self.step.statuses
     }
 
     pub(crate) fn is_of(&self, inner: &Arc<Inner>) -> bool {
-        Arc::ptr_eq(&self.inner, inner)
+        Arc::ptr_eq(&self.step.inner, inner)
     }
 
-    /// Sets the embeddings of a batch of one table; the optimizer's state starts anew.
+    /// Sets the embeddings of the rows; the optimizer's state starts anew.
     pub(crate) fn set_rows(&self, embeddings: &[f32]) {
-        let table = &self.runs[0].table;
-        let mut rows = self.pinned.write(0);
-        for (i, embedding) in embeddings.chunks_exact(table.layout.dim).enumerate() {
-            let (row, state) = rows.row_mut(i).split_at_mut(table.layout.dim);
-            row.copy_from_slice(embedding);
-            state.fill(table.spec.optimizer.initial_state());
+        let mut rest = embeddings;
+        for run in &self.step.runs {
+            let table = &run.table;
+            let dim = table.layout.dim;
+            let (embeddings, after) = rest.split_at(run.range.len() * dim);
+            rest = after;
+            let _write = table.rows.write();
+            let rows = &self.step.rows[run.range.clone()];
+            for (&row, new) in rows.iter().zip(embeddings.chunks_exact(dim)) {
+                table.class.arena.write(row, |embedding, state| {
+                    embedding.copy_from_slice(new);
+                    state.fill(table.spec.optimizer.initial_state());
+                });
+            }
+            add(&table.tally.host_bytes_written, (rows.len() * table.layout.bytes()) as u64);
         }
-        drop(rows);
-        add(&table.tally.host_bytes_written, (self.rows() * table.layout.bytes()) as u64);
+        self.note_pushed();
+    }
+
+    fn note_pushed(&self) {
+        for pins in &self.step.pins {
+            pins.set.pushed.store(true, Ordering::Release);
+        }
+    }
+}
+
+impl Staging {
+    /// Floats of the step's rows, known before they are there.
+    pub fn rows_floats(&self) -> usize {
+        self.step.floats
+    }
+
+    /// Waits until every row is there.
+    pub fn wait(self) -> Result<Staged> {
+        let Staging { mut step, own, others, .. } = self;
+        for load in own.iter().chain(&others) {
+            load.wait()?;
+        }
+        if let Some(load) = own {
+            for (position, status) in load.take_statuses() {
+                step.statuses[position as usize] = status;
+            }
+        }
+        Ok(Staged { step })
+    }
+}
+
+impl Staging {
+    /// Lets go of all rows, and gives back what is needed to try again.
+    fn let_go(&mut self) -> Vec<Run> {
+        self.step.pins.iter_mut().for_each(|pins| pins.quietly = true);
+        self.step.pins.clear();
+        self.others.clear();
+        std::mem::take(&mut self.step.runs)
+    }
+}
+
+impl Step {
+    fn note_claim(&mut self, position: usize, row: Row) {
+        self.rows[position] = row;
+        let run = self.runs.partition_point(|run| run.range.end <= position);
+        self.claimed[run] += 1;
+    }
+
+    /// Counts what was there already.
+    fn count(&self) {
+        for (run, claimed) in self.runs.iter().zip(&self.claimed) {
+            let statuses = &self.statuses[run.range.clone()];
+            let refused = match run.table.spec.admission {
+                Admission::FirstSight => 0,
+                Admission::AfterSights(_) => {
+                    statuses.iter().filter(|status| **status == RowStatus::NotAdmitted).count()
+                }
+            };
+            let hits = (run.range.len() - refused) as u64 - claimed;
+            add(&run.table.tally.host_hits, hits);
+        }
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        self.inner.note_push(&self.set); // before the rows may leave
+        self.inner.live.remove(self.number, self.quietly);
     }
 }
 
@@ -88,201 +193,450 @@ impl Inner {
 
     /// See [`crate::Store::stage`].
     pub(crate) fn stage(self: &Arc<Self>, keys: &KeyBatch) -> Result<Staged> {
+        self.begin_stage(keys)?.wait()
+    }
+
+    /// See [`crate::Store::begin_stage`].
+    pub(crate) fn begin_stage(self: &Arc<Self>, keys: &KeyBatch) -> Result<Staging> {
+        self.begin(keys, true)
+    }
+
+    /// `sift`: whether tables' admission rules hold.
+    pub(crate) fn begin(self: &Arc<Self>, keys: &KeyBatch, sift: bool) -> Result<Staging> {
         let runs = self.runs_of(keys)?;
+        let _gate = self.enter()?;
+        let now = self.intake.stages.fetch_add(1, Ordering::Relaxed) + 1;
         let deadline = Instant::now() + self.config.stage_wait;
+        let mut staging = self.probe(keys, runs, now);
+        if staging.1.is_empty() {
+            staging.0.step.count();
+            return Ok(staging.0);
+        }
+        self.check_fits(&staging.0.step.runs)?;
+        if sift {
+            self.sift(keys, &mut staging.0, &mut staging.1)?;
+        }
         loop {
-            let seen = self.arena.releases();
-            if let Some(pinned) = self.try_stage(keys, &runs)? {
-                let floats = floats_of(&runs);
-                return Ok(Staged { inner: Arc::clone(self), runs, pinned, floats });
+            let seen = self.live.releases();
+            let (step, misses) = (&mut staging.0, &staging.1);
+            if self.bring(keys, step, misses, now)? {
+                step.step.count();
+                return Ok(staging.0);
             }
             // Nothing is held while waiting: two stages that wait for each other's rows would wait
             // for ever.
-            if Instant::now() >= deadline || !self.arena.wait_release(seen, deadline) {
+            let runs = staging.0.let_go();
+            if Instant::now() >= deadline || !self.live.wait_release(seen, deadline) {
                 return Err(Error::SlowDown {
-                    pinned_rows: self.arena.pinned_rows(),
+                    pinned_rows: self.live.rows(),
                     budget_bytes: self.config.host_ram_bytes,
                 });
             }
+            let refused: Vec<bool> = refused(&staging.0.step.statuses);
+            staging = self.probe(keys, runs, now);
+            keep_refused(&mut staging.0.step.statuses, &mut staging.1, &refused);
         }
     }
 
-    fn try_stage(&self, keys: &KeyBatch, runs: &[Run]) -> Result<Option<Pinned>> {
-        let _gate = self.enter()?;
-        let mut room = self.room.lock();
-        self.ssd.check()?;
-        self.check_fits(&room.blocks, runs)?;
-        if let Some(pinned) = self.stage_once(&mut room, keys, runs)? {
-            return Ok(Some(pinned));
+    fn check_fits(&self, runs: &[Run]) -> Result<()> {
+        for Run { table, range } in runs {
+            let (rows, rows_max) = (range.len() as u64, table.share_rows.end);
+            if rows > rows_max {
+                let table = table.spec.name.clone();
+                return Err(Error::ShareTooSmall { table, rows_max, rows });
+            }
         }
-        if self.arena.pinned_rows() > 0 {
-            return Ok(None);
+        let mut rows_of: Vec<(u32, u64, usize, u64)> = Vec::new(); // class, rows, bytes, sections
+        for run in runs {
+            let class = &run.table.class;
+            let rows = run.range.len() as u64;
+            match rows_of.iter_mut().find(|of| of.0 == class.number) {
+                Some(of) => of.1 += rows,
+                None => {
+                    let row_bytes = class.arena.layout().bytes();
+                    rows_of.push((class.number, rows, row_bytes, class.sections.len() as u64));
+                }
+            }
         }
-        // Nobody but this batch was in its own way: its hits were spread over too many blocks. It
-        // fits an empty arena, so it gets one.
-        self.evict_all(&mut room)?;
-        self.stage_once(&mut room, keys, runs)
-    }
-
-    fn check_fits(&self, blocks: &Blocks, runs: &[Run]) -> Result<()> {
-        let needed = blocks.bytes_for(&rows_by_class(runs, |run| run.range.len()));
-        if needed as u64 <= self.config.host_ram_bytes {
+        let needed: u64 = rows_of
+            .iter()
+            .map(|&(_, rows, bytes, sections)| bytes_for(bytes, rows.div_ceil(sections)) * sections)
+            .sum();
+        let budget_bytes = self.config.host_ram_bytes;
+        if needed <= budget_bytes {
             return Ok(());
         }
-        let budget_bytes = self.config.host_ram_bytes;
-        Err(Error::BatchTooLarge { needed_bytes: needed as u64, budget_bytes })
-    }
-
-    /// One try: probe, make room, fetch, publish. `None` if held rows leave no room.
-    fn stage_once(&self, room: &mut Room, keys: &KeyBatch, runs: &[Run]) -> Result<Option<Pinned>> {
-        let pinned_run =
-            |run: &Run| PinnedRun { rows: Arc::clone(&run.table.rows), range: run.range.clone() };
-        let mut pinned = Pinned::none(&self.arena, runs.iter().map(pinned_run).collect(), true);
-        let misses = self.probe(keys, runs, &mut pinned);
-        let mut fresh = Fresh::none(&self.arena, misses.positions.len());
-        match self.fill(room, keys, runs, &misses, &mut fresh) {
-            Ok(Some(origins)) => {
-                self.publish(keys, runs, &misses, &origins, fresh, &mut pinned);
-                pinned.count();
-                Ok(Some(pinned))
-            }
-            other => {
-                fresh.give_back(&mut room.blocks);
-                pinned.abandon();
-                other.map(|_| None)
-            }
-        }
+        Err(Error::BatchTooLarge { needed_bytes: needed, budget_bytes })
     }
 
     /// Looks every key up once and pins those that are in RAM.
-    fn probe(&self, keys: &KeyBatch, runs: &[Run], pinned: &mut Pinned) -> Misses {
-        let mut misses = Misses { positions: Vec::new(), runs: Vec::with_capacity(runs.len()) };
-        let index = self.index.read();
-        for (r, run) in runs.iter().enumerate() {
-            let first = misses.positions.len();
-            let owner = run.table.rows.owner();
-            for i in run.range.clone() {
-                let key = keys.keys()[i];
-                if i + PROBE_AHEAD < run.range.end {
-                    index.prefetch(index::hash(owner, keys.keys()[i + PROBE_AHEAD]));
+    fn probe(self: &Arc<Self>, keys: &KeyBatch, runs: Vec<Run>, now: u64) -> (Staging, Vec<Miss>) {
+        let mut rows = vec![Row::NONE; keys.len()];
+        let mut misses = Vec::new();
+        let mut loads = Vec::new();
+        let mut set = PinSet::with_capacity(keys.len());
+        let claims_seen = self.claims.load(Ordering::Acquire);
+        let pinning = self.pinning.read();
+        for (class, runs) in by_class(&runs) {
+            let (probes, ends) = sorted_probes(&class, &runs, keys);
+            let mut start = 0;
+            for (number, end) in ends.into_iter().enumerate() {
+                let id = class.id_of(number);
+                let probes = &probes[start..end];
+                start = end;
+                if probes.is_empty() {
+                    continue;
                 }
-                let hash = index::hash(owner, key);
-                if index.find(hash, |slot| pinned.pin(r, i, slot, key)).is_none() {
-                    misses.positions.push(i as u32);
-                }
+                let mut section = class.sections[number].lock();
+                let mut loading = Vec::new();
+                section.probe(probes, keys.keys(), keys.next_uses(), now, |probe, hit| {
+                    let Some(Hit { slot, row, loading: comes }) = hit else {
+                        misses.push(Miss { id, probe: *probe });
+                        return;
+                    };
+                    rows[probe.position as usize] = row;
+                    set.push(slot);
+                    if comes {
+                        loading.push(row);
+                    }
+                });
+                self.join_loads(&class, &loading, &mut loads);
+                drop(section);
+                set.end_group(id);
             }
-            misses.runs.push(first..misses.positions.len());
         }
-        drop(index);
-        pinned.count();
-        misses
+        let pins = vec![self.hold(set)];
+        drop(pinning);
+        let expired = self.renew(&runs, &rows, keys);
+        let mut statuses = vec![RowStatus::Host; keys.len()];
+        for position in expired {
+            statuses[position] = RowStatus::Initialised;
+        }
+        let floats = floats_of(&runs);
+        let (inner, keys) = (Arc::clone(self), keys.keys().to_vec());
+        let claimed = vec![0; runs.len()];
+        let step = Step { inner, runs, keys, rows, statuses, floats, claimed, pins };
+        (Staging { step, own: None, others: loads, claims_seen }, misses)
     }
 
-    /// Takes a slot for every miss and brings its floats in. `None` if there is no room.
-    fn fill(
-        &self,
-        room: &mut Room,
-        keys: &KeyBatch,
-        runs: &[Run],
-        misses: &Misses,
-        fresh: &mut Fresh,
-    ) -> Result<Option<Vec<RowOrigin>>> {
-        // Slots are claimed class by class: what one class has claimed, the next can't take away.
-        let mut run_of = misses.runs.iter();
-        let wanted = rows_by_class(runs, |_| run_of.next().map_or(0, |missed| missed.len()));
-        for (class, wanted) in wanted {
-            if !self.make_room(room, class, wanted)? {
-                return Ok(None);
-            }
-            for (run, missed) in runs.iter().zip(&misses.runs) {
-                for m in missed.clone().filter(|_| run.table.class == class) {
-                    let slot = room.blocks.take(class).expect("there is room for every miss");
-                    fresh.claim(m, slot);
-                }
-            }
-        }
-        let mut origins = Vec::with_capacity(misses.positions.len());
-        for (run, missed) in runs.iter().zip(&misses.runs) {
-            let missed_keys =
-                misses.positions[missed.clone()].iter().map(|&i| keys.keys()[i as usize]);
-            self.fetch(&run.table, missed_keys, missed.start, fresh, &mut origins)?;
-        }
-        Ok(Some(origins))
+    fn hold(self: &Arc<Self>, set: PinSet) -> Pins {
+        let set = Arc::new(set);
+        let number = self.live.add(Arc::clone(&set));
+        Pins { inner: Arc::clone(self), set, number, quietly: false }
     }
 
-    /// Reads one table's misses from SSD, and makes the rows that are not there. Whatever left RAM
-    /// before was written before, so that the newest is read.
-    fn fetch(
-        &self,
-        table: &Table,
-        keys: impl ExactSizeIterator<Item = table::Key>,
-        first: usize,
-        fresh: &mut Fresh,
-        origins: &mut Vec<RowOrigin>,
-    ) -> Result<()> {
-        if table.tally.rows_ssd.load(std::sync::atomic::Ordering::Relaxed) == 0 {
-            for (i, key) in keys.enumerate() {
-                table.spec.initial_row(key, fresh.row_mut(first + i));
-                origins.push(RowOrigin::FirstTouch);
+    /// Rows that another stage is loading: their loads are waited for.
+    fn join_loads(&self, class: &Class, rows: &[Row], loads: &mut Vec<Arc<Load>>) {
+        for &row in rows {
+            let load = self.intake.loads.get(&(class.number, row));
+            let load = Arc::clone(&load.expect("a row on its way in has a load"));
+            if !loads.iter().any(|known| Arc::ptr_eq(known, &load)) {
+                loads.push(load);
             }
+        }
+    }
+
+    /// Stamps the hits of tables whose rows expire; those that have are made anew. Tells which.
+    fn renew(&self, runs: &[Run], rows: &[Row], keys: &KeyBatch) -> Vec<usize> {
+        let mut expired = Vec::new();
+        for run in runs.iter().filter(|run| run.table.stamped()) {
+            let (table, now) = (&run.table, self.clock_of(&run.table));
+            let arena = &table.class.arena;
+            let _write = table.rows.write();
+            let before = expired.len();
+            for position in run.range.clone().filter(|&at| rows[at] != Row::NONE) {
+                let row = rows[position];
+                if table.is_expired(Some(arena.stamp(row)), now) {
+                    let key = keys.keys()[position];
+                    arena.write(row, |embedding, state| table.initialise(key, embedding, state));
+                    arena.set_dirty(row, true);
+                    expired.push(position);
+                }
+                arena.set_stamp(row, now);
+            }
+            add(&table.tally.expired, (expired.len() - before) as u64);
+        }
+        expired
+    }
+
+    /// Takes out the keys that their tables' admission rules keep out.
+    fn sift(&self, keys: &KeyBatch, step: &mut Staging, misses: &mut Vec<Miss>) -> Result<()> {
+        let runs = &step.step.runs;
+        if runs.iter().all(|run| run.table.spec.admission == Admission::FirstSight) {
             return Ok(());
         }
-        self.ssd.read(table.id, table.layout.bytes(), keys, |i, key, value| {
-            let row = fresh.row_mut(first + i);
-            match value {
-                Some(bytes) => {
-                    table.check_row_bytes(key, bytes)?;
-                    bytemuck::cast_slice_mut::<f32, u8>(row).copy_from_slice(bytes);
-                    origins.push(RowOrigin::Ssd);
-                }
-                None => {
-                    table.spec.initial_row(key, row);
-                    origins.push(RowOrigin::FirstTouch);
+        let tables = self.tables_now();
+        let mut few: Vec<Miss> = Vec::new(); // seen too seldom
+        {
+            let mut sketch = self.sketch.lock();
+            let sketch = sketch.get_or_insert_with(crate::admission::Sketch::new);
+            for miss in &*misses {
+                let table = &tables[miss.probe.table.0 as usize];
+                if let Admission::AfterSights(sights) = table.spec.admission
+                    && sketch.see(miss.probe.hash) < sights
+                {
+                    few.push(*miss);
                 }
             }
-            Ok(())
-        })
+        }
+        // A row that was admitted once stays so, whatever the sketch has forgotten since.
+        few.sort_unstable_by_key(|miss| miss.probe.position);
+        let statuses = &mut step.step.statuses;
+        for of_table in few.chunk_by(|a, b| a.probe.table == b.probe.table) {
+            let table = &tables[of_table[0].probe.table.0 as usize];
+            let key_of = |miss: &Miss| keys.keys()[miss.probe.position as usize];
+            let mut out = 0;
+            let on_the_way = |key| self.down.read(table.id, key, |_| ()).is_some();
+            self.ssd.read(
+                table.id,
+                table.layout.bytes(),
+                of_table.iter().map(key_of),
+                |i, key, value| {
+                    if value.is_none() && !on_the_way(key) {
+                        let position = of_table[i].probe.position as usize;
+                        statuses[position] = RowStatus::NotAdmitted;
+                        out += 1;
+                    }
+                    Ok(())
+                },
+            )?;
+            add(&table.tally.not_admitted, out);
+        }
+        let admitted =
+            |miss: &Miss| statuses[miss.probe.position as usize] != RowStatus::NotAdmitted;
+        misses.retain(admitted);
+        Ok(())
     }
 
-    /// Enters the new rows into the index, pinned, and counts.
-    fn publish(
-        &self,
+    /// Makes room for the misses, claims a slot for each and starts their load; false if held rows
+    /// leave no room.
+    fn bring(
+        self: &Arc<Self>,
         keys: &KeyBatch,
-        runs: &[Run],
-        misses: &Misses,
-        origins: &[RowOrigin],
-        mut fresh: Fresh,
-        pinned: &mut Pinned,
-    ) {
-        let mut index = self.index.write();
-        for (r, (run, missed)) in runs.iter().zip(&misses.runs).enumerate() {
-            let owner = run.table.rows.owner();
-            for m in missed.clone() {
-                let i = misses.positions[m] as usize;
-                let key = keys.keys()[i];
-                let slot = fresh.publish(m, key, origins[m], pinned, (r, i));
-                index.insert(index::hash(owner, key), slot);
-            }
-            let from_ssd = origins[missed.clone()].iter().filter(|o| **o == RowOrigin::Ssd);
-            count_stage(run, missed.len() as u64, from_ssd.count() as u64);
+        staging: &mut Staging,
+        misses: &[Miss],
+        now: u64,
+    ) -> Result<bool> {
+        if misses.is_empty() {
+            return Ok(true);
         }
+        let mut room = self.room.lock();
+        self.ssd.check()?;
+        let wants = wants_of(misses);
+        if !self.keep_shares(&mut room, misses) || !self.make_room(&mut room, &wants) {
+            let own: usize = staging.step.pins.iter().map(|pins| pins.set.len()).sum();
+            if self.live.rows() > own as u64 {
+                return Ok(false);
+            }
+            // Nobody but this batch is in its own way: its hits lie where memory can't be given
+            // back. It fits an empty budget, so it gets one.
+            return self.bring_alone(room, keys, staging, now).map(|()| true);
+        }
+        let missing = self.claim(&mut room, keys, staging, misses, now)?;
+        drop(room);
+        if let Some(load) = &staging.own {
+            self.readers.lock().load(load, missing);
+        }
+        Ok(true)
+    }
+
+    /// Everything leaves, this batch's hits too; then it is staged as if it were the first.
+    fn bring_alone(
+        self: &Arc<Self>,
+        mut room: parking_lot::MutexGuard<'_, Room>,
+        keys: &KeyBatch,
+        staging: &mut Staging,
+        now: u64,
+    ) -> Result<()> {
+        let runs = staging.let_go();
+        let refused = refused(&staging.step.statuses);
+        self.evict_all(&mut room);
+        let (again, mut misses) = self.probe(keys, runs, now);
+        *staging = again;
+        keep_refused(&mut staging.step.statuses, &mut misses, &refused);
+        if !self.make_room(&mut room, &wants_of(&misses)) {
+            let budget_bytes = self.config.host_ram_bytes;
+            return Err(Error::BatchTooLarge { needed_bytes: budget_bytes + 1, budget_bytes });
+        }
+        let missing = self.claim(&mut room, keys, staging, &misses, now)?;
+        drop(room);
+        if let Some(load) = &staging.own {
+            self.readers.lock().load(load, missing);
+        }
+        Ok(())
+    }
+
+    /// Takes rows of tables with an upper bound from themselves; false if they are all held.
+    fn keep_shares(&self, room: &mut Room, misses: &[Miss]) -> bool {
+        let tables = self.tables_now();
+        if tables.iter().all(|table| table.share_rows.end == u64::MAX) {
+            return true;
+        }
+        let mut sorted: Vec<(TableId, SectionId)> =
+            misses.iter().map(|miss| (miss.probe.table, miss.id)).collect();
+        sorted.sort_unstable();
+        for of_table in sorted.chunk_by(|a, b| a.0 == b.0) {
+            let table = &tables[of_table[0].0.0 as usize];
+            let rows = table.tally.rows_host.load(Ordering::Relaxed) + of_table.len() as u64;
+            let mut over = rows.saturating_sub(table.share_rows.end) as usize;
+            for number in 0..table.class.sections.len() {
+                let id = table.class.id_of(number);
+                over -= self.evict(room, &table.class, id, over, |id| id == table.id);
+            }
+            self.send_down(room);
+            if over > 0 {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Claims a slot for each miss that is still one; gives back what is to be read.
+    fn claim(
+        self: &Arc<Self>,
+        room: &mut Room,
+        keys: &KeyBatch,
+        staging: &mut Staging,
+        misses: &[Miss],
+        now: u64,
+    ) -> Result<Vec<Missing>> {
+        let tables = self.tables_now();
+        let classes = self.classes_now();
+        let load = Load::new();
+        let mut missing = Vec::new();
+        let mut set = PinSet::with_capacity(misses.len());
+        let claims = self.claims.fetch_add(1, Ordering::AcqRel);
+        for of_section in misses.chunk_by(|a, b| a.id == b.id) {
+            let id = of_section[0].id;
+            let class = &classes[id.class as usize];
+            let probes: Vec<Probe> = of_section.iter().map(|miss| miss.probe).collect();
+            let mut section = class.sections[id.section as usize].lock();
+            let mut absent = Vec::with_capacity(probes.len());
+            let mut loading = Vec::new();
+            // what another stage may have brought in meanwhile is looked for
+            let again = if claims == staging.claims_seen { &[] } else { &probes[..] };
+            if again.is_empty() {
+                absent.extend_from_slice(&probes);
+            }
+            section.probe(again, keys.keys(), keys.next_uses(), now, |probe, hit| {
+                let Some(hit) = hit else {
+                    absent.push(*probe);
+                    return;
+                };
+                staging.step.rows[probe.position as usize] = hit.row;
+                set.push(hit.slot);
+                if hit.loading {
+                    loading.push(hit.row);
+                }
+            });
+            self.join_loads(class, &loading, &mut staging.others);
+            for probe in absent {
+                let table = &tables[probe.table.0 as usize];
+                let (hit, status) = self.claim_one(&mut section, table, &probe, keys, now)?;
+                staging.step.note_claim(probe.position as usize, hit.row);
+                set.push(hit.slot);
+                if hit.loading {
+                    self.intake.loads.insert((class.number, hit.row), Arc::clone(&load));
+                    missing.push(Missing {
+                        table: Arc::clone(table),
+                        key: keys.keys()[probe.position as usize],
+                        hash: probe.hash,
+                        row: hit.row,
+                        position: probe.position,
+                        foreseen: keys.next_uses().is_some(),
+                    });
+                }
+                staging.step.statuses[probe.position as usize] = status;
+            }
+            drop(section);
+            set.end_group(id);
+        }
+        staging.step.pins.push(self.hold(set));
+        self.send_down(room);
+        missing.sort_unstable_by_key(|row: &Missing| row.position);
+        staging.own = (!missing.is_empty()).then_some(load);
+        Ok(missing)
+    }
+
+    /// A slot for one row. Its floats come at once if no read is needed: from among the rows on
+    /// their way down, or from its seed where the table has nothing on SSD.
+    fn claim_one(
+        &self,
+        section: &mut crate::section::Section,
+        table: &Table,
+        probe: &Probe,
+        keys: &KeyBatch,
+        now: u64,
+    ) -> Result<(Hit, RowStatus)> {
+        let key = keys.keys()[probe.position as usize];
+        let next_use = keys.next_uses().map(|uses| uses[probe.position as usize]);
+        let (meta, arena) = (Meta::of(table.id), &table.class.arena);
+        let clock = self.clock_of(table);
+        let mut claim = |meta, past| section.claim(probe, key, meta, past, next_use, now);
+        let caught = self.down.read(table.id, key, |bytes| {
+            let stored = StoredRow::decode(table, key, bytes)?;
+            let hit = claim(meta.on_ssd(true), Past::Known(stored.history));
+            let expired = table.is_expired(stored.stamp, clock);
+            arena.write(hit.row, |embedding, state| {
+                if expired {
+                    table.initialise(key, embedding, state);
+                } else {
+                    stored.copy_to(embedding, state);
+                }
+            });
+            arena.set_dirty(hit.row, expired);
+            add(&table.tally.ssd_hits, 1);
+            add(&table.tally.ssd_rereads, u64::from(!expired));
+            add(&table.tally.expired, u64::from(expired));
+            let status = if expired { RowStatus::Initialised } else { RowStatus::Ssd };
+            Ok::<_, Error>((hit, status))
+        });
+        let (hit, status) = if let Some(caught) = caught.transpose()? {
+            caught
+        } else if table.tally.rows_ssd.load(Ordering::Relaxed) == 0 {
+            let hit = claim(meta, Past::None);
+            arena.write(hit.row, |embedding, state| table.initialise(key, embedding, state));
+            arena.set_dirty(hit.row, true);
+            add(&table.tally.ssd_misses, 1);
+            add(&table.tally.first_touch, 1);
+            add(&table.tally.rows, 1);
+            (hit, RowStatus::Initialised)
+        } else {
+            (claim(meta.loading(true), Past::Unknown), RowStatus::Failed) // until it is read
+        };
+        if !hit.loading {
+            add(&table.tally.host_misses, 1);
+            add(&table.tally.rows_host, 1);
+        }
+        if table.stamped() {
+            arena.set_stamp(hit.row, clock);
+        }
+        Ok((hit, status))
     }
 
     /// See [`crate::Store::pull`].
     pub(crate) fn pull(&self, staged: &Staged, rows: &mut [f32]) -> Result<()> {
         let _gate = self.enter()?;
-        check_shape("the buffer of the rows", rows.len(), staged.floats)?;
+        let step = &staged.step;
+        check_shape("the buffer of the rows", rows.len(), step.floats)?;
         let mut rest = rows;
-        for (r, run) in staged.runs.iter().enumerate() {
-            let dim = run.table.layout.dim;
+        for run in &step.runs {
+            let table = &run.table;
+            let dim = table.layout.dim;
             let (out, after) = rest.split_at_mut(run.range.len() * dim);
             rest = after;
-            let rows = staged.pinned.read(r);
-            for (i, out) in out.chunks_exact_mut(dim).enumerate() {
-                rows.prefetch(i + ROWS_AHEAD);
-                out.copy_from_slice(&rows.row(i)[..dim]);
+            let rows = &step.rows[run.range.clone()];
+            {
+                let read = table.rows.read();
+                table.class.arena.gather(rows, &read, out);
             }
-            add(&run.table.tally.host_bytes_read, size_of_val(out) as u64);
+            if table.spec.admission != Admission::FirstSight {
+                for (i, _) in rows.iter().enumerate().filter(|(_, row)| **row == Row::NONE) {
+                    let key = step.keys[run.range.start + i];
+                    table.spec.initial_embedding(key, &mut out[i * dim..][..dim]);
+                }
+            }
+            add(&table.tally.host_bytes_read, size_of_val(out) as u64);
         }
         Ok(())
     }
@@ -290,26 +644,97 @@ impl Inner {
     /// See [`crate::Store::push`].
     pub(crate) fn push(&self, staged: &Staged, gradients: &[f32], rate: f32) -> Result<()> {
         let _gate = self.enter()?;
-        check_shape("the gradients", gradients.len(), staged.floats)?;
+        let step = &staged.step;
+        check_shape("the gradients", gradients.len(), step.floats)?;
         if !rate.is_finite() {
             return Err(Error::LearningRate { found: rate });
         }
-        check_finite(&staged.runs, gradients, |i| staged.pinned.key(i))?;
+        check_finite(&step.runs, gradients, &step.keys)?;
         let mut rest = gradients;
-        for (r, run) in staged.runs.iter().enumerate() {
+        for run in &step.runs {
             let table = &run.table;
             let (gradients, after) = rest.split_at(run.range.len() * table.layout.dim);
             rest = after;
-            let mut rows = staged.pinned.write(r);
-            for (i, gradient) in gradients.chunks_exact(table.layout.dim).enumerate() {
-                rows.prefetch(i + ROWS_AHEAD);
-                optim::update_row(&table.spec.optimizer, rows.row_mut(i), gradient, rate);
+            let rows = &step.rows[run.range.clone()];
+            {
+                let write = table.rows.write();
+                let optimizer = &table.spec.optimizer;
+                table.class.arena.update(rows, &write, optimizer, gradients, rate);
             }
             let bytes = run.range.len() * table.layout.bytes();
             add(&table.tally.host_bytes_written, bytes as u64);
         }
+        staged.note_pushed();
         Ok(())
     }
+}
+
+/// The runs of each class, classes in the order in which the runs name them.
+fn by_class(runs: &[Run]) -> Vec<(Arc<Class>, Vec<&Run>)> {
+    let mut classes: Vec<(Arc<Class>, Vec<&Run>)> = Vec::new();
+    for run in runs {
+        match classes.iter_mut().find(|(class, _)| class.number == run.table.class.number) {
+            Some((_, of_class)) => of_class.push(run),
+            None => classes.push((Arc::clone(&run.table.class), vec![run])),
+        }
+    }
+    classes
+}
+
+/// The keys of these runs with their hashes, sorted by section in one pass of counting, and where
+/// each section's end.
+fn sorted_probes(class: &Class, runs: &[&Run], keys: &KeyBatch) -> (Vec<Probe>, Vec<usize>) {
+    let probes = runs.iter().flat_map(|run| {
+        let table = run.table.id;
+        run.range.clone().map(move |position| Probe {
+            hash: index::hash(table, keys.keys()[position]),
+            position: position as u32,
+            table,
+        })
+    });
+    let probes: Vec<Probe> = probes.collect();
+    let mut ends = vec![0; class.sections.len()];
+    if ends.len() == 1 {
+        ends[0] = probes.len();
+        return (probes, ends);
+    }
+    for probe in &probes {
+        ends[class.section_of(probe.hash) as usize] += 1;
+    }
+    let mut start = 0;
+    for end in &mut ends {
+        (start, *end) = (start + *end, start);
+    }
+    let none = Probe { hash: 0, position: 0, table: TableId(0) };
+    let mut sorted = vec![none; probes.len()];
+    for probe in &probes {
+        let at = &mut ends[class.section_of(probe.hash) as usize];
+        sorted[*at] = *probe;
+        *at += 1;
+    }
+    (sorted, ends)
+}
+
+/// The slots that these misses want, section by section.
+fn wants_of(misses: &[Miss]) -> Vec<Want> {
+    let want = |of: &[Miss]| Want { id: of[0].id, slots: of.len() };
+    misses.chunk_by(|a, b| a.id == b.id).map(want).collect()
+}
+
+/// Which keys are not admitted.
+fn refused(statuses: &[RowStatus]) -> Vec<bool> {
+    statuses.iter().map(|status| *status == RowStatus::NotAdmitted).collect()
+}
+
+/// What was refused once stays refused when a batch is probed again: its sights are counted.
+fn keep_refused(statuses: &mut [RowStatus], misses: &mut Vec<Miss>, refused: &[bool]) {
+    misses.retain(|miss| {
+        let position = miss.probe.position as usize;
+        if refused[position] {
+            statuses[position] = RowStatus::NotAdmitted;
+        }
+        !refused[position]
+    });
 }
 
 /// Floats of the embeddings of these runs.
@@ -324,14 +749,11 @@ pub(crate) fn check_shape(what: &'static str, found: usize, expected: usize) -> 
     Err(Error::InvalidArgument { what, found, expected })
 }
 
-/// Refuses a value that is not finite and names its row. `key_at`: the key at a batch position.
-pub(crate) fn check_finite(
-    runs: &[Run],
-    values: &[f32],
-    key_at: impl Fn(usize) -> table::Key,
-) -> Result<()> {
+/// Refuses a value that is not finite and names its row.
+pub(crate) fn check_finite(runs: &[Run], values: &[f32], keys: &[Key]) -> Result<()> {
     // one pass without branches for the usual case; the culprit is looked for afterwards
-    if values.iter().fold(true, |sound, x| sound & x.is_finite()) {
+    let all_ones = |x: &f32| u32::from(x.to_bits() & 0x7f80_0000 == 0x7f80_0000);
+    if values.iter().map(all_ones).fold(0, |any, x| any | x) == 0 {
         return Ok(());
     }
     let mut start = 0;
@@ -339,37 +761,10 @@ pub(crate) fn check_finite(
         let dim = run.table.layout.dim;
         let end = start + run.range.len() * dim;
         if let Some(bad) = values[start..end].iter().position(|x| !x.is_finite()) {
-            let key = key_at(run.range.start + bad / dim);
+            let key = keys[run.range.start + bad / dim];
             return Err(Error::NotFinite { table: run.table.id, key, position: bad % dim });
         }
         start = end;
     }
     Ok(())
-}
-
-/// Rows of each class, classes in the order in which the runs name them.
-fn rows_by_class(runs: &[Run], mut rows: impl FnMut(&Run) -> usize) -> Vec<(usize, usize)> {
-    let mut by_class: Vec<(usize, usize)> = Vec::new();
-    for run in runs {
-        let rows = rows(run);
-        match by_class.iter_mut().find(|(class, _)| *class == run.table.class) {
-            Some((_, sum)) => *sum += rows,
-            None => by_class.push((run.table.class, rows)),
-        }
-    }
-    by_class
-}
-
-fn count_stage(run: &Run, missed: u64, from_ssd: u64) {
-    let tally = &run.table.tally;
-    let first_touches = missed - from_ssd;
-    add(&tally.host_hits, run.range.len() as u64 - missed);
-    add(&tally.host_misses, missed);
-    add(&tally.ssd_hits, from_ssd);
-    add(&tally.ssd_rereads, from_ssd);
-    add(&tally.ssd_misses, first_touches);
-    add(&tally.ssd_bytes_read, from_ssd * run.table.layout.bytes() as u64);
-    add(&tally.first_touch, first_touches);
-    add(&tally.rows, first_touches);
-    add(&tally.rows_host, missed);
 }

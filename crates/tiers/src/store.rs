@@ -1,19 +1,29 @@
 //! The store as its callers see it: open, tables, stage, pull, push, lookup, assign, status, close.
 //! Each operation lives in a file of its own; here they meet.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use dashmap::DashMap;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use table::{
-    KeyBatch, RowLayout, RowStatus, StoreStatus, TableId, TableSpec, TableStatus, TierStatus,
+    Expiry, Key, KeyBatch, RowLayout, RowStatus, StoreStatus, TableId, TableSpec, TableStatus,
+    TierStatus,
 };
 
-use crate::arena::{Arena, Blocks, RowsLock, host_bytes_per_row};
-use crate::eviction::Clock;
-use crate::index::Index;
+use crate::admission::Sketch;
+use crate::arena::{Layout, MemoryUse, RowsLock};
+use crate::budget::Budget;
+use crate::class::Class;
+use crate::down::Down;
+use crate::live::Live;
+use crate::reads::{Intake, Readers};
+use crate::room::Room;
+use crate::section::host_bytes_per_row;
 use crate::ssd::Ssd;
-use crate::staging::{Room, Staged, floats_of};
+use crate::staging::{Staged, Staging, floats_of};
 use crate::tally::Tally;
 use crate::{Error, Result, StoreConfig, meta};
 
@@ -32,20 +42,30 @@ pub struct Store {
 /// What a store and the steps staged in it share.
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
-    /// Guards: whether the store is open. Shared by every pull, push, lookup; exclusive for a
-    /// close, so that no update falls between the last flush and the clean mark. First in the lock
-    /// order.
+    /// Guards: whether the store is open. Shared by every stage, pull, push, lookup; exclusive for
+    /// a close, so that no update falls between the last flush and the clean mark. First in the
+    /// lock order.
     gate: RwLock<Gate>,
-    /// Guards: which slots are taken, the clock's hand, and the right to change the index. Held by
-    /// a stage while it works, never while it waits.
+    /// Guards: the right to make room and to bring rows in. Held by one stage at a time while it
+    /// works, never while it waits for rows to be released.
     pub(crate) room: Mutex<Room>,
-    /// Guards: the index. Stages and lookups share it to probe; publishing and evicting change it.
-    pub(crate) index: RwLock<Index>,
+    /// Guards: that no stage is between pinning rows and saying so. Shared by probes, exclusive for
+    /// an eviction.
+    pub(crate) pinning: RwLock<()>,
     /// Guards: the list of tables, which only grows. Held for moments.
     tables: RwLock<Arc<[Arc<Table>]>>,
-    pub(crate) arena: Arc<Arena>,
-    pub(crate) ssd: Ssd,
-    used_bytes: Arc<AtomicU64>,
+    /// Guards: the list of classes, which only grows. Held for moments.
+    classes: RwLock<Arc<[Arc<Class>]>>,
+    /// Guards: the sights of keys without a row. Held for moments, before the room.
+    pub(crate) sketch: Mutex<Option<Sketch>>,
+    pub(crate) live: Live,
+    /// Stages that claimed slots so far; changes under the room lock.
+    pub(crate) claims: AtomicU64,
+    pub(crate) budget: Budget,
+    pub(crate) intake: Arc<Intake>,
+    pub(crate) ssd: Arc<Ssd>,
+    pub(crate) down: Down,
+    pub(crate) readers: Mutex<Readers>,
     opened_clean: bool,
 }
 
@@ -60,8 +80,10 @@ pub(crate) struct Table {
     pub(crate) id: TableId,
     pub(crate) spec: TableSpec,
     pub(crate) layout: RowLayout,
-    pub(crate) rows: Arc<RowsLock>,
-    pub(crate) class: usize,
+    pub(crate) rows: RowsLock,
+    pub(crate) class: Arc<Class>,
+    /// Rows in RAM: below the first no other table takes them, above the second only its own go.
+    pub(crate) share_rows: Range<u64>,
     pub(crate) tally: Tally,
 }
 
@@ -73,7 +95,7 @@ impl Store {
     pub fn open(config: StoreConfig) -> Result<Store> {
         config.validate()?;
         let database = meta::open_dir(&config.data_dir)?;
-        let ssd = Ssd::open(&database, config.ssd_memory_bytes)?;
+        let ssd = Ssd::open(&database, &config)?;
         let specs = meta::read_tables(&ssd)?;
         let clean = meta::take_clean(&ssd)?;
         let opened_clean = clean.is_some() || specs.is_empty();
@@ -99,7 +121,7 @@ impl Store {
         spec.validate()?;
         let inner = &self.inner;
         let _gate = inner.enter()?;
-        let mut room = inner.room.lock();
+        let _room = inner.room.lock();
         let tables = inner.tables_now();
         if let Some(table) = tables.iter().find(|table| table.spec.name == spec.name) {
             return same_spec(&table.spec, spec).map(|()| table.id);
@@ -110,7 +132,7 @@ impl Store {
         }
         let id = TableId(tables.len() as u32);
         meta::write_table(&inner.ssd, id, spec)?;
-        inner.add_table(&mut room.blocks, spec.clone(), 0);
+        inner.add_table(spec.clone(), 0)?;
         Ok(id)
     }
 
@@ -133,6 +155,12 @@ impl Store {
     /// the empty budget answers [`Error::BatchTooLarge`] at once. After an error nothing is pinned.
     pub fn stage(&self, keys: &KeyBatch) -> Result<Staged> {
         self.inner.stage(keys)
+    }
+
+    /// Begins a stage: resolves and pins, and lets the rows that are on SSD come in behind the
+    /// caller, who may begin the next stage meanwhile. Otherwise as [`Self::stage`].
+    pub fn begin_stage(&self, keys: &KeyBatch) -> Result<Staging> {
+        self.inner.begin_stage(keys)
     }
 
     /// Gathers the embeddings of a staged step, in the order of its keys.
@@ -218,20 +246,24 @@ impl Drop for Store {
 
 impl Inner {
     fn new(config: StoreConfig, ssd: Ssd, opened_clean: bool) -> Result<Inner> {
-        let no_memory = |source| Error::Io { context: "map the host RAM".to_owned(), source };
-        let budget_bytes = config.host_ram_bytes as usize;
-        let arena = Arc::new(Arena::map(Blocks::of_budget(budget_bytes)).map_err(no_memory)?);
-        let used_bytes = Arc::new(AtomicU64::new(0));
-        let blocks = Blocks::new(Arc::clone(&arena), budget_bytes, Arc::clone(&used_bytes));
+        let ssd = Arc::new(ssd);
+        let stages = AtomicU64::new(meta::read_stages(&ssd)?);
+        let intake = Arc::new(Intake { ssd: Arc::clone(&ssd), loads: DashMap::new(), stages });
         Ok(Inner {
-            config,
             gate: RwLock::new(Gate::Open),
-            room: Mutex::new(Room { blocks, clock: Clock::default() }),
-            index: RwLock::new(Index::new(1).map_err(no_memory)?),
+            room: Mutex::new(Room::new()),
+            pinning: RwLock::new(()),
             tables: RwLock::new(Arc::from([])),
-            arena,
+            classes: RwLock::new(Arc::from([])),
+            sketch: Mutex::new(meta::read_sketch(&ssd)?),
+            live: Live::default(),
+            claims: AtomicU64::new(0),
+            budget: Budget::new(config.host_ram_bytes),
+            down: Down::start(Arc::clone(&ssd), config.host_ram_bytes)?,
+            readers: Mutex::new(Readers::start(config.ssd_read_threads, &intake)?),
+            intake,
             ssd,
-            used_bytes,
+            config,
             opened_clean,
         })
     }
@@ -241,24 +273,60 @@ impl Inner {
             let reason = format!("{rows} rows are there, the table is not");
             return Err(Error::CorruptMeta { record: stray.to_string(), reason });
         }
-        let mut room = self.room.lock();
         for (id, spec) in (0..).map(TableId).zip(specs) {
             let rows = counts.iter().find(|count| count.0 == id).map_or(0, |count| count.1);
-            self.add_table(&mut room.blocks, spec, rows);
+            self.add_table(spec, rows)?;
         }
         Ok(())
     }
 
-    fn add_table(&self, blocks: &mut Blocks, spec: TableSpec, rows_ssd: u64) {
-        let mut tables = self.tables.write();
+    fn add_table(&self, spec: TableSpec, rows_ssd: u64) -> Result<()> {
         let layout = spec.layout();
-        let rows = self.arena.add_owner(layout.floats());
+        let stamped = spec.expiry != Expiry::Never;
+        let class = self.class_of(Layout { dim: layout.dim, state: layout.state, stamped })?;
+        let share = self.config.shares.iter().find(|share| share.table == spec.name);
+        let share_rows = share.map_or(0..u64::MAX, |share| {
+            let row_bytes = host_bytes_per_row(layout);
+            share.host_bytes_min / row_bytes..share.host_bytes_max / row_bytes
+        });
+        let mut tables = self.tables.write();
         let id = TableId(tables.len() as u32);
-        assert_eq!(rows.owner(), id.0, "owners and tables are numbered alike");
-        let class = blocks.class_of(rows.geometry());
-        let tally = Tally::of_rows(rows_ssd);
-        let table = Table { id, spec, layout, rows: Arc::new(rows), class, tally };
+        let (rows, tally) = (RowsLock::default(), Tally::of_rows(rows_ssd));
+        let table = Table { id, spec, layout, rows, class, share_rows, tally };
         *tables = tables.iter().cloned().chain([Arc::new(table)]).collect();
+        Ok(())
+    }
+
+    /// The class of rows of this layout, made if it is new.
+    fn class_of(&self, layout: Layout) -> Result<Arc<Class>> {
+        let mut classes = self.classes.write();
+        if let Some(class) = classes.iter().find(|class| class.arena.layout() == layout) {
+            return Ok(Arc::clone(class));
+        }
+        let budget_bytes = self.config.host_ram_bytes as usize;
+        let memory = MemoryUse { budget_bytes, lock: self.config.lock_memory };
+        let class = Class::reserve(classes.len() as u32, layout, memory).map_err(|source| {
+            let lock = if memory.lock { " and lock" } else { "" };
+            Error::Io { context: format!("map{lock} the host RAM"), source }
+        })?;
+        let class = Arc::new(class);
+        *classes = classes.iter().cloned().chain([Arc::clone(&class)]).collect();
+        Ok(class)
+    }
+
+    /// The classes as they are now.
+    pub(crate) fn classes_now(&self) -> Arc<[Arc<Class>]> {
+        Arc::clone(&self.classes.read())
+    }
+
+    /// What a table's rows are stamped with now.
+    pub(crate) fn clock_of(&self, table: &Table) -> u32 {
+        table.clock(&self.intake.stages)
+    }
+
+    /// Stages begun so far.
+    pub(crate) fn stages_now(&self) -> u64 {
+        self.intake.stages.load(Ordering::Relaxed)
     }
 
     /// The tables as they are now.
@@ -275,25 +343,71 @@ impl Inner {
         }
     }
 
+    /// Writes everything down and marks the store clean. No push may be under way: the caller holds
+    /// the gate.
+    fn write_clean(&self) -> Result<()> {
+        self.flush()?;
+        let tables = self.tables_now();
+        let mut rows = Vec::with_capacity(tables.len());
+        for table in tables.iter() {
+            let all = table.tally.rows.load(Ordering::Relaxed);
+            let ssd = table.tally.rows_ssd.load(Ordering::Relaxed);
+            if all != ssd {
+                let record = format!("row count of {}", table.id);
+                let reason = format!("{all} rows exist, {ssd} are on SSD after a flush");
+                return Err(Error::CorruptMeta { record, reason });
+            }
+            rows.push((table.id, all));
+        }
+        meta::write_clean(&self.ssd, &rows)
+    }
+
     fn status(&self) -> StoreStatus {
+        let (written, merged) = self.ssd.file_bytes();
         StoreStatus {
             tables: self.tables_now().iter().map(|table| table.status()).collect(),
             host_ram_budget_bytes: self.config.host_ram_bytes,
-            host_ram_used_bytes: self.used_bytes.load(Ordering::Relaxed),
-            pinned_rows: self.arena.pinned_rows(),
+            host_ram_used_bytes: self.budget.used(),
+            pinned_rows: self.live.rows(),
+            ssd_file_bytes_written: written,
+            ssd_file_bytes_merged: merged,
             opened_clean: self.opened_clean,
         }
     }
 }
 
 impl Table {
-    /// Refuses stored bytes that can't be a row of this table.
-    pub(crate) fn check_row_bytes(&self, key: table::Key, bytes: &[u8]) -> Result<()> {
-        let (found, expected) = (bytes.len(), self.layout.bytes());
-        if found == expected {
-            return Ok(());
+    /// Whether the table's rows carry a stamp.
+    pub(crate) fn stamped(&self) -> bool {
+        self.class.arena.layout().stamped
+    }
+
+    /// What the table's rows are stamped with now.
+    pub(crate) fn clock(&self, stages: &AtomicU64) -> u32 {
+        match self.spec.expiry {
+            Expiry::Never => 0,
+            // a row's age is a difference of stamps, right as long as it is below 2^31 stages
+            Expiry::Steps(_) => stages.load(Ordering::Relaxed) as u32,
+            Expiry::Seconds(_) => {
+                let since = SystemTime::now().duration_since(UNIX_EPOCH);
+                since.map_or(0, |since| since.as_secs() as u32)
+            }
         }
-        Err(Error::Corrupt { table: self.id, key, found, expected })
+    }
+
+    /// Whether a row that was stamped then counts as forgotten now. Rows without a stamp, of a
+    /// store that was written before rows could expire, never do.
+    pub(crate) fn is_expired(&self, stamp: Option<u32>, now: u32) -> bool {
+        let (Expiry::Steps(most) | Expiry::Seconds(most)) = self.spec.expiry else { return false };
+        // after a crash, or with a clock put back, a stamp may lie ahead: such a row is young
+        let age = |stamp: u32| now.wrapping_sub(stamp) as i32;
+        stamp.is_some_and(|stamp| i64::from(age(stamp)) > i64::from(most))
+    }
+
+    /// Writes the row that `key` has before its first update.
+    pub(crate) fn initialise(&self, key: Key, embedding: &mut [f32], state: &mut [f32]) {
+        self.spec.initial_embedding(key, embedding);
+        state.fill(self.spec.optimizer.initial_state());
     }
 
     fn status(&self) -> TableStatus {
@@ -308,14 +422,14 @@ impl Table {
                 rows: rows_host,
                 bytes: rows_host * host_bytes_per_row(self.layout),
             },
-            ssd: TierStatus { rows: rows_ssd, bytes: rows_ssd * (12 + self.layout.bytes() as u64) },
+            ssd: TierStatus { rows: rows_ssd, bytes: rows_ssd * (13 + self.layout.bytes() as u64) },
             counters: self.tally.counters(),
         }
     }
 }
 
 fn same_spec(existing: &TableSpec, requested: &TableSpec) -> Result<()> {
-    let TableSpec { name, dim, optimizer, initializer, seed } = existing;
+    let TableSpec { name, dim, optimizer, initializer, seed, admission, expiry } = existing;
     let differs = |field, existing: String, requested: String| {
         Err(Error::AlreadyExists { table: name.clone(), field, existing, requested })
     };
@@ -336,6 +450,16 @@ fn same_spec(existing: &TableSpec, requested: &TableSpec) -> Result<()> {
     }
     if *seed != requested.seed {
         return differs("seed", seed.to_string(), requested.seed.to_string());
+    }
+    if *admission != requested.admission {
+        return differs(
+            "admission",
+            format!("{admission:?}"),
+            format!("{:?}", requested.admission),
+        );
+    }
+    if *expiry != requested.expiry {
+        return differs("expiry", format!("{expiry:?}"), format!("{:?}", requested.expiry));
     }
     Ok(())
 }

@@ -23,6 +23,8 @@ pub(crate) struct Tally {
     pub(crate) ssd_rereads: AtomicU64,
     pub(crate) evictions: AtomicU64,
     pub(crate) writebacks: AtomicU64,
+    pub(crate) not_admitted: AtomicU64,
+    pub(crate) expired: AtomicU64,
 }
 
 /// Adds to a count.
@@ -56,6 +58,8 @@ impl Tally {
             ssd_rereads: get(&self.ssd_rereads),
             evictions: get(&self.evictions),
             writebacks: get(&self.writebacks),
+            not_admitted: get(&self.not_admitted),
+            expired: get(&self.expired),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The store held to its contract, to the oracle and to its limits, on a real RocksDB in a
 //! temporary directory. Tests of many processes and of the wire are elsewhere.
 
+mod admission;
 mod limits;
 mod persistence;
 mod pressure;
 mod property;
 mod threads;
+mod traps;
 
 use std::time::Duration;
 
@@ -104,7 +106,7 @@ impl RowStore for Scratch {
 
 pub(crate) fn spec(name: &str, dim: u32, optimizer: Optimizer) -> TableSpec {
     let initializer = Initializer::Uniform { bound: 0.5 };
-    TableSpec { name: name.to_owned(), dim, optimizer, initializer, seed: 3 }
+    TableSpec::new(name, dim, optimizer, initializer, 3)
 }
 
 pub(crate) fn batch(table: TableId, keys: impl IntoIterator<Item = u64>) -> KeyBatch {

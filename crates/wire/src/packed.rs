@@ -1,5 +1,5 @@
-//! Floats and keys as the wire packs them: little-endian, whatever the machine. It knows no message
-//! and no limit.
+//! Floats, keys and counts as the wire packs them: little-endian, whatever the machine. It knows no
+//! message and no limit.
 
 use bytes::Bytes;
 use table::Key;
@@ -36,6 +36,14 @@ pub fn pack_keys(keys: &[Key]) -> Bytes {
     keys.iter().flat_map(|key| key.0.to_le_bytes()).collect::<Vec<u8>>().into()
 }
 
+/// Packs counts of 32 bits.
+pub fn pack_counts(counts: &[u32]) -> Bytes {
+    if cfg!(target_endian = "little") {
+        return Bytes::copy_from_slice(bytemuck::cast_slice(counts));
+    }
+    counts.iter().flat_map(|count| count.to_le_bytes()).collect::<Vec<u8>>().into()
+}
+
 /// How many floats `packed` holds; `field` names it where that is not a whole number.
 pub fn count_floats(field: &str, packed: &[u8]) -> Result<usize> {
     count(field, packed, size_of::<f32>())
@@ -59,6 +67,13 @@ pub fn unpack_keys(field: &str, packed: &[u8]) -> Result<Vec<Key>> {
     count(field, packed, size_of::<u64>())?;
     let (words, _) = packed.as_chunks::<8>();
     Ok(words.iter().map(|word| Key(u64::from_le_bytes(*word))).collect())
+}
+
+/// Unpacks counts of 32 bits; their values are not looked at.
+pub fn unpack_counts(field: &str, packed: &[u8]) -> Result<Vec<u32>> {
+    count(field, packed, size_of::<u32>())?;
+    let (words, _) = packed.as_chunks::<4>();
+    Ok(words.iter().map(|word| u32::from_le_bytes(*word)).collect())
 }
 
 fn count(field: &str, packed: &[u8], element_bytes: usize) -> Result<usize> {
@@ -86,6 +101,7 @@ mod tests {
         assert_eq!(error.code(), Code::InvalidArgument);
         assert_eq!(error.message(), "keys has 15 bytes, expected a multiple of 8");
         assert!(count_floats("gradients", &[0; 7]).is_err());
+        assert!(unpack_counts("next_uses", &[0; 6]).unwrap_err().message().contains("next_uses"));
     }
 
     proptest::proptest! {
@@ -102,6 +118,7 @@ mod tests {
 
             let keys: Vec<Key> = keys.into_iter().map(Key).collect();
             assert_eq!(unpack_keys("keys", &pack_keys(&keys)).unwrap(), keys);
+            assert_eq!(unpack_counts("next_uses", &pack_counts(&bits)).unwrap(), bits);
         }
     }
 }

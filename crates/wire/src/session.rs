@@ -33,6 +33,9 @@ pub trait Session: Send + Sync {
     /// The caller guarantees that `step` is greater than every step staged before it, and that no
     /// more than [`Limits::staged_steps_max`] steps are staged and neither pushed nor released;
     /// beyond it the session answers [`crate::Code::SlowDown`] and the step is not staged.
+    ///
+    /// [`KeyBatch::next_uses`], where the caller knows them, help the server to keep the right
+    /// rows. No result depends on them.
     fn stage(&self, step: Step, keys: &KeyBatch) -> Result<()>;
 
     /// Gathers the rows of a staged step, waiting for its staging to end.
@@ -40,6 +43,19 @@ pub trait Session: Send + Sync {
     /// `rows` is [Σ runs, dim of the run's table] in the order of the staged keys. It may be called
     /// more than once before the push.
     fn pull(&self, step: Step, rows: &mut [f32]) -> Result<Pulled>;
+
+    /// As [`Self::pull`], and tells of each row where the step's staging found it: in which tier,
+    /// made anew ([`RowStatus::Initialised`]), or kept out by its table's admission
+    /// ([`RowStatus::NotAdmitted`]: the floats are those of its initial row, and what is pushed to
+    /// it is dropped and counted).
+    ///
+    /// `statuses` is [Σ runs].
+    fn pull_with_statuses(
+        &self,
+        step: Step,
+        rows: &mut [f32],
+        statuses: &mut [RowStatus],
+    ) -> Result<Pulled>;
 
     /// Applies one gradient to each row of a staged step with its table's optimizer, then unpins
     /// the rows and forgets the step. `gradients` has the shape of the pull's `rows`.

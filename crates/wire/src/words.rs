@@ -2,13 +2,14 @@
 //! limits or at what the server holds.
 
 use table::{
-    Counters, Initializer, Key, KeyBatch, KeyRun, Limits, Optimizer, RowStatus, StoreStatus,
-    TableId, TableSpec, TableStatus, TierCounters, TierStatus,
+    Admission, Counters, Expiry, Initializer, Key, KeyBatch, KeyRun, Limits, Optimizer, RowStatus,
+    Step, StoreStatus, TableId, TableSpec, TableStatus, TierCounters, TierStatus,
 };
 
 use crate::proto;
 use crate::proto::initializer::Distribution;
 use crate::proto::optimizer::Rule;
+use crate::proto::table_spec::Expiry as ExpireAfter;
 use crate::{Code, Error, Result, packed};
 
 impl From<&KeyBatch> for proto::Keys {
@@ -29,6 +30,24 @@ impl TryFrom<proto::Keys> for KeyBatch {
     }
 }
 
+/// The request that stages `keys`, with their next uses where they are known.
+pub(crate) fn stage_of(step: Step, keys: &KeyBatch) -> proto::Stage {
+    let next_uses = keys.next_uses().map(packed::pack_counts).unwrap_or_default();
+    proto::Stage { step: step.0, keys: Some(keys.into()), next_uses }
+}
+
+impl TryFrom<proto::Stage> for (Step, KeyBatch) {
+    type Error = Error;
+
+    fn try_from(message: proto::Stage) -> Result<Self> {
+        let proto::Stage { step, keys, next_uses } = message;
+        let missing = || Error::new(Code::InvalidArgument, "the request comes without its keys");
+        let mut keys: KeyBatch = keys.ok_or_else(missing)?.try_into()?;
+        keys.set_next_uses(packed::unpack_counts("next_uses", &next_uses)?)?;
+        Ok((Step(step), keys))
+    }
+}
+
 impl From<&Error> for proto::Status {
     fn from(error: &Error) -> Self {
         proto::Status { code: error.code() as u32, message: error.message().to_owned() }
@@ -41,12 +60,12 @@ impl From<proto::Status> for Error {
     }
 }
 
-/// Packs the statuses of a lookup, one byte a row.
+/// Packs the statuses of a pull or a lookup, one byte a row.
 pub fn pack_statuses(statuses: &[RowStatus]) -> bytes::Bytes {
     statuses.iter().map(|status| *status as u8).collect::<Vec<u8>>().into()
 }
 
-/// Unpacks the statuses of a lookup.
+/// Unpacks the statuses of a pull or a lookup.
 pub fn unpack_statuses(packed: &[u8]) -> Result<Vec<RowStatus>> {
     let unknown = |byte| {
         Error::new(Code::InvalidArgument, format!("status of a row is {byte}, expected 1 to 6"))
@@ -87,13 +106,22 @@ impl From<proto::Limits> for Limits {
 
 impl From<&TableSpec> for proto::TableSpec {
     fn from(spec: &TableSpec) -> Self {
-        let TableSpec { name, dim, optimizer, initializer, seed } = spec;
+        let TableSpec { name, dim, optimizer, initializer, seed, admission, expiry } = spec;
         proto::TableSpec {
             name: name.clone(),
             dim: *dim,
             optimizer: Some((*optimizer).into()),
             initializer: Some((*initializer).into()),
             seed: *seed,
+            admit_after_sights: match *admission {
+                Admission::FirstSight => None,
+                Admission::AfterSights(sights) => Some(sights),
+            },
+            expiry: match *expiry {
+                Expiry::Never => None,
+                Expiry::Steps(steps) => Some(ExpireAfter::ExpireAfterSteps(steps)),
+                Expiry::Seconds(seconds) => Some(ExpireAfter::ExpireAfterS(seconds)),
+            },
         }
     }
 }
@@ -102,7 +130,15 @@ impl TryFrom<proto::TableSpec> for TableSpec {
     type Error = Error;
 
     fn try_from(message: proto::TableSpec) -> Result<Self> {
-        let proto::TableSpec { name, dim, optimizer, initializer, seed } = message;
+        let proto::TableSpec {
+            name,
+            dim,
+            optimizer,
+            initializer,
+            seed,
+            admit_after_sights,
+            expiry,
+        } = message;
         let lacks = |field| {
             Error::new(Code::InvalidArgument, format!("table {name:?} comes without its {field}"))
         };
@@ -110,7 +146,13 @@ impl TryFrom<proto::TableSpec> for TableSpec {
         let distribution = initializer.and_then(|initializer| initializer.distribution);
         let optimizer = rule.ok_or_else(|| lacks("optimizer"))?.into();
         let initializer = distribution.ok_or_else(|| lacks("initializer"))?.into();
-        let spec = TableSpec { name, dim, optimizer, initializer, seed };
+        let admission = admit_after_sights.map_or(Admission::FirstSight, Admission::AfterSights);
+        let expiry = match expiry {
+            None => Expiry::Never,
+            Some(ExpireAfter::ExpireAfterSteps(steps)) => Expiry::Steps(steps),
+            Some(ExpireAfter::ExpireAfterS(seconds)) => Expiry::Seconds(seconds),
+        };
+        let spec = TableSpec { name, dim, optimizer, initializer, seed, admission, expiry };
         spec.validate()?;
         Ok(spec)
     }
@@ -196,6 +238,8 @@ impl From<&StoreStatus> for proto::StoreStatus {
             host_ram_budget_bytes,
             host_ram_used_bytes,
             pinned_rows,
+            ssd_file_bytes_written,
+            ssd_file_bytes_merged,
             opened_clean,
         } = status;
         proto::StoreStatus {
@@ -204,6 +248,8 @@ impl From<&StoreStatus> for proto::StoreStatus {
             host_ram_used_bytes: *host_ram_used_bytes,
             pinned_rows: *pinned_rows,
             opened_clean: *opened_clean,
+            ssd_file_bytes_written: *ssd_file_bytes_written,
+            ssd_file_bytes_merged: *ssd_file_bytes_merged,
         }
     }
 }
@@ -217,6 +263,8 @@ impl TryFrom<proto::StoreStatus> for StoreStatus {
             host_ram_budget_bytes: message.host_ram_budget_bytes,
             host_ram_used_bytes: message.host_ram_used_bytes,
             pinned_rows: message.pinned_rows,
+            ssd_file_bytes_written: message.ssd_file_bytes_written,
+            ssd_file_bytes_merged: message.ssd_file_bytes_merged,
             opened_clean: message.opened_clean,
         })
     }
@@ -264,8 +312,17 @@ impl TryFrom<proto::TableStatus> for TableStatus {
 
 impl From<&Counters> for proto::Counters {
     fn from(counters: &Counters) -> Self {
-        let Counters { gpu, host, ssd, first_touch, ssd_rereads, evictions, writebacks } =
-            *counters;
+        let Counters {
+            gpu,
+            host,
+            ssd,
+            first_touch,
+            ssd_rereads,
+            evictions,
+            writebacks,
+            not_admitted,
+            expired,
+        } = *counters;
         let tier = |tier: TierCounters| {
             let TierCounters { hits, misses, bytes_read, bytes_written } = tier;
             Some(proto::TierCounters { hits, misses, bytes_read, bytes_written })
@@ -278,6 +335,8 @@ impl From<&Counters> for proto::Counters {
             ssd_rereads,
             evictions,
             writebacks,
+            not_admitted,
+            expired,
         }
     }
 }
@@ -297,6 +356,8 @@ impl From<proto::Counters> for Counters {
             ssd_rereads: message.ssd_rereads,
             evictions: message.evictions,
             writebacks: message.writebacks,
+            not_admitted: message.not_admitted,
+            expired: message.expired,
         }
     }
 }
@@ -337,6 +398,21 @@ mod tests {
         ]
     }
 
+    fn admissions() -> impl Strategy<Value = Admission> {
+        prop_oneof![
+            Just(Admission::FirstSight),
+            (1..=Admission::SIGHTS_MAX).prop_map(Admission::AfterSights),
+        ]
+    }
+
+    fn expiries() -> impl Strategy<Value = Expiry> {
+        prop_oneof![
+            Just(Expiry::Never),
+            (1_u32..).prop_map(Expiry::Steps),
+            (1_u32..).prop_map(Expiry::Seconds),
+        ]
+    }
+
     prop_compose! {
         fn specs()(
             name in "[A-Za-z0-9_.-]{1,64}",
@@ -344,19 +420,22 @@ mod tests {
             optimizer in optimizers(),
             initializer in initializers(),
             seed: u64,
+            admission in admissions(),
+            expiry in expiries(),
         ) -> TableSpec {
-            TableSpec { name, dim, optimizer, initializer, seed }
+            TableSpec { name, dim, optimizer, initializer, seed, admission, expiry }
         }
     }
 
     prop_compose! {
-        fn counters()(n in prop::array::uniform16(0_u64..)) -> Counters {
+        fn counters()(n in prop::array::uniform18(0_u64..)) -> Counters {
             let tier = |i: usize| TierCounters {
                 hits: n[i], misses: n[i + 1], bytes_read: n[i + 2], bytes_written: n[i + 3],
             };
             Counters {
                 gpu: tier(0), host: tier(4), ssd: tier(8),
                 first_touch: n[12], ssd_rereads: n[13], evictions: n[14], writebacks: n[15],
+                not_admitted: n[16], expired: n[17],
             }
         }
     }
@@ -377,6 +456,8 @@ mod tests {
                 host_ram_budget_bytes: n[7],
                 host_ram_used_bytes: n[8],
                 pinned_rows: n[9],
+                ssd_file_bytes_written: n[10],
+                ssd_file_bytes_merged: n[11],
                 opened_clean,
             }
         }
@@ -412,19 +493,36 @@ mod tests {
         }
 
         #[test]
+        fn a_stage_comes_back_with_its_next_uses(
+            step: u64,
+            next_uses in prop::collection::btree_map(any::<u64>(), any::<u32>(), 0..20),
+            known: bool)
+        {
+            let mut batch = KeyBatch::new();
+            let keys: Vec<Key> = next_uses.keys().copied().map(Key).collect();
+            batch.push_run(TableId(3), &keys).unwrap();
+            if known {
+                batch.set_next_uses(next_uses.into_values().collect()).unwrap();
+            }
+            let bytes = stage_of(Step(step), &batch).encode_to_vec();
+            let message = proto::Stage::decode(&bytes[..]).unwrap();
+            prop_assert_eq!(<(Step, KeyBatch)>::try_from(message).unwrap(), (Step(step), batch));
+        }
+
+        #[test]
         fn arbitrary_bytes_are_refused_or_read_and_never_panic(
             bytes in prop::collection::vec(any::<u8>(), 0..512))
         {
             use proto::request::Request as R;
             if let Ok(message) = proto::Request::decode(&bytes[..])
                 && let Some(
-                    R::Stage(proto::Stage { keys: Some(keys), .. })
-                    | R::Lookup(proto::Lookup { keys: Some(keys) })
+                    R::Lookup(proto::Lookup { keys: Some(keys) })
                     | R::Assign(proto::Assign { keys: Some(keys), .. }),
                 ) = message.request
             {
                 let _ = KeyBatch::try_from(keys);
             }
+            let _ = proto::Stage::decode(&bytes[..]).map(<(Step, KeyBatch)>::try_from);
             let _ = proto::Keys::decode(&bytes[..]).map(KeyBatch::try_from);
             let _ = proto::TableSpec::decode(&bytes[..]).map(TableSpec::try_from);
             let _ = proto::StoreStatus::decode(&bytes[..]).map(StoreStatus::try_from);
@@ -450,6 +548,12 @@ mod tests {
         let spec = proto::TableSpec { name: "C1".into(), dim: 4, ..Default::default() };
         let error = TableSpec::try_from(spec).unwrap_err();
         assert_eq!(error.message(), "table \"C1\" comes without its optimizer");
+        let error = <(Step, KeyBatch)>::try_from(proto::Stage::default()).unwrap_err();
+        assert_eq!(error.message(), "the request comes without its keys");
+        let keys = Some(proto::Keys::default());
+        let stage = proto::Stage { keys, next_uses: vec![0; 4].into(), ..Default::default() };
+        let error = <(Step, KeyBatch)>::try_from(stage).unwrap_err();
+        assert_eq!(error.message(), "1 next uses for 0 keys");
         let error = unpack_statuses(&[1, 6, 0]).unwrap_err();
         assert_eq!(error.message(), "status of a row is 0, expected 1 to 6");
     }

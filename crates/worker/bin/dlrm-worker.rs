@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use server::{EmbeddedConfig, open_embedded};
+use server::{Durability, EmbeddedConfig, SsdConfig, open_embedded};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use wire::client::{CONNECT_TIMEOUT, GrpcSession};
 use wire::{Endpoint, Session};
-use worker::cli::{Cli, Command, PsArgs};
+use worker::cli::{Cli, Command, PsArgs, Safety};
 
 const INTERRUPTED: u8 = 130;
 
@@ -52,6 +52,7 @@ fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<String> {
     }
     match (command, command.ps()) {
         (Command::Generate(args), _) => Ok(worker::generate_command(args)?),
+        (Command::Cache(args), _) => Ok(worker::cache_command(args, stop)?),
         (_, None) => anyhow::bail!("this command needs --ps"),
         (_, Some(ps)) => with_session(ps, |session| carry_out(command, session, stop)),
     }
@@ -64,6 +65,7 @@ fn carry_out(command: &Command, session: &dyn Session, stop: &AtomicBool) -> Res
         Command::Predict(args) => worker::predict_command(args, session)?,
         Command::Export(args) => worker::export_command(args, session)?,
         Command::Generate(args) => worker::generate_command(args)?,
+        Command::Cache(args) => worker::cache_command(args, stop)?,
     })
 }
 
@@ -76,6 +78,15 @@ fn with_session(ps: &PsArgs, body: impl FnOnce(&dyn Session) -> Result<String>) 
     };
     let mut config = EmbeddedConfig::new(dir, ps.host_ram);
     config.ssd_memory_bytes = ps.ssd_memory;
+    config.ssd = SsdConfig {
+        write_bytes_per_s: ps.ssd_write_rate.0,
+        read_threads: ps.ssd_read_threads,
+        durability: match ps.durability {
+            Safety::Flush => Durability::Flush,
+            Safety::Log => Durability::Log,
+        },
+    };
+    config.lock_memory = ps.lock_memory;
     let embedded = open_embedded(config)?;
     let outcome = body(&*embedded.session());
     let closed = embedded.close().context("close the store");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataset::{BadRows, DenseColumns, RowSelection, Source, TransformKind};
-use table::units;
+use table::{Admission, Expiry, units};
 
 /// Trains and runs a DLRM whose embedding tables live in embedding-ps.
 #[derive(Debug, Parser)]
@@ -27,6 +27,10 @@ Examples:
   Predict with what was trained:
     dlrm-worker predict --ps embedded:runs/ps --load-model runs/model \\
         --data tsv:flights.tsv.gz --rows test --output runs/probabilities.txt
+  Parse once, train often: no text is parsed again, and the server learns when keys come back:
+    dlrm-worker cache --data criteo:day_0.gz --mini-batch-size 2048 --output day_0.cache
+    dlrm-worker train --ps embedded:runs/ps --data cache:day_0.cache --mini-batch-size 2048 \\
+        --nepochs 3
   Criteo's own files, as facebookresearch/dlrm trains them, through a server:
     embedding-ps --data-dir /data/ps --host-ram 8GiB &
     dlrm-worker train --ps http://127.0.0.1:7070 --data criteo:day_0.gz \\
@@ -43,6 +47,8 @@ pub enum Command {
     Predict(PredictArgs),
     /// Write the whole model as safetensors under facebookresearch/dlrm's names.
     Export(ExportArgs),
+    /// Parse data once into a binary file of batches, for training with --data cache:PATH.
+    Cache(CacheArgs),
     /// Write a file of generated Criteo-like data and tell what the best model could reach on it.
     Generate(GenerateArgs),
 }
@@ -59,12 +65,44 @@ pub struct PsArgs {
     /// Bytes of RAM for RocksDB's write buffers and block cache (embedded only)
     #[arg(long, default_value = "64MiB", value_parser = units::parse_bytes)]
     pub ssd_memory: u64,
+    /// What may be written to SSD a second, such as 200MiB/s, or off: as fast as the device takes
+    /// it (embedded only)
+    #[arg(long, value_name = "RATE", default_value = "off", value_parser = parse_rate)]
+    pub ssd_write_rate: Rate,
+    /// Threads that read rows from SSD (embedded only)
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub ssd_read_threads: u32,
+    /// When a row that left RAM is safe from a crash: at a clean end, or at once (embedded only)
+    #[arg(long, value_enum, default_value = "flush")]
+    pub durability: Safety,
+    /// Lock rows in physical memory, so that the system can't swap them out (embedded only)
+    #[arg(long)]
+    pub lock_memory: bool,
+}
+
+/// `--ssd-write-rate`: bytes a second, or no bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
+fn parse_rate(text: &str) -> Result<Rate, table::Error> {
+    units::parse_rate(text).map(Rate)
+}
+
+/// `--durability`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Safety {
+    /// From the next flush or clean end on.
+    Flush,
+    /// At once: each row goes through a log when it leaves RAM.
+    Log,
 }
 
 /// Which rows to read, and how.
 #[derive(Debug, Args)]
 pub struct DataArgs {
-    /// criteo:PATH[.gz] | tsv:PATH[.gz] (with a header) | parquet:PATH | synthetic:NAME=VALUE,...
+    /// criteo:PATH[.gz] | tsv:PATH[.gz] (with a header) | parquet:PATH | synthetic:NAME=VALUE,... |
+    /// cache:PATH, as `dlrm-worker cache` wrote it; its batches, order and columns are fixed
     #[arg(long)]
     pub data: Source,
     /// all, or one part of the ten-bucket split: train (buckets 0-7) | valid (8) | test (9)
@@ -193,6 +231,14 @@ pub struct TrainArgs {
     /// Steps staged ahead of the one that computes
     #[arg(long, default_value_t = 64)]
     pub lookahead: usize,
+    /// Give a key its row the N-th time that it is seen, 1 to 15; until then it has the floats of a
+    /// new row and learns nothing. Without it, the first time
+    #[arg(long, value_name = "N", conflicts_with = "load_model")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(Admission::SIGHTS_MAX)))]
+    pub admit_after: Option<u32>,
+    /// Forget a row that no step has named for so many steps or so long: 1000000steps, 7d, 12h, 90s
+    #[arg(long, value_name = "AGE", default_value = "never", conflicts_with = "load_model")]
+    pub expire_after: Expiry,
     /// Start from these weights (safetensors under facebookresearch/dlrm's names)
     #[arg(long, value_name = "FILE", conflicts_with = "load_model")]
     pub init_from: Option<PathBuf>,
@@ -265,6 +311,30 @@ pub struct ExportArgs {
     pub arch_embedding_size: Option<String>,
     /// The safetensors file
     #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+}
+
+/// `dlrm-worker cache`.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// What to parse.
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// How columns become features.
+    #[command(flatten)]
+    pub features: FeatureArgs,
+    /// Rows in a batch: a step's, when the cache is trained on
+    #[arg(long, default_value_t = 2048)]
+    pub mini_batch_size: usize,
+    /// Shuffle rows within windows of so many; 0 keeps the order of the data. Every pass over the
+    /// cache has this order
+    #[arg(long, default_value_t = 0, value_name = "ROWS")]
+    pub shuffle_window: usize,
+    /// Seed of the shuffle: the order is that of the first epoch of `train` with the same seed
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// The file
+    #[arg(long, value_name = "PATH", visible_alias = "out")]
     pub output: PathBuf,
 }
 
@@ -344,7 +414,7 @@ impl Command {
             Command::Eval(args) => Some(&args.ps),
             Command::Predict(args) => Some(&args.ps),
             Command::Export(args) => Some(&args.ps),
-            Command::Generate(_) => None,
+            Command::Generate(_) | Command::Cache(_) => None,
         }
     }
 }

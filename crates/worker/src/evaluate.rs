@@ -5,7 +5,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{Reader, unique};
 use dlrm::{Model, PredictInput};
 use table::{RowStatus, TableId};
-use wire::Session;
+use wire::{Code, Session};
 
 use crate::cli::EvalArgs;
 use crate::pipeline::Staged;
@@ -134,14 +134,11 @@ impl LookupAhead<'_> {
         self.session
             .lookup(keys, &mut next.rows, &mut next.statuses)
             .map_err(Error::session("look up rows"))?;
-        let refused =
-            |status: &&RowStatus| matches!(status, RowStatus::Failed | RowStatus::NotAdmitted);
-        match next.statuses.iter().find(refused) {
-            None => Ok(Some(next)),
-            Some(status) => {
-                let message = format!("look up rows: a row was answered {status:?}");
-                Err(Error::Input(message))
-            }
+        // a key that is not admitted has the floats of its initial row, as in training
+        if next.statuses.contains(&RowStatus::Failed) {
+            let message = "a row could not be had";
+            return Err(Error::session("look up rows")(wire::Error::new(Code::Internal, message)));
         }
+        Ok(Some(next))
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod cli;
 
+mod cache;
 mod card;
 mod error;
 mod evaluate;
@@ -18,6 +19,7 @@ mod setup;
 mod train;
 mod weights;
 
+pub use cache::cache_command;
 pub use error::{Error, Result};
 pub use evaluate::evaluate_command;
 pub use generate::generate_command;

@@ -73,8 +73,16 @@ pub struct Bayes {
 pub struct Tiers {
     #[serde(flatten)]
     counters: table::Counters,
+    /// Keys that were staged, those kept out included.
+    keys_staged: u64,
     /// Bytes of host RAM that a cached row takes, everything included.
     host_bytes_per_row: f64,
+    /// Bytes that the SSD tier wrote to its files, merging included.
+    ssd_file_bytes_written: u64,
+    /// Bytes that it read from them to merge them.
+    ssd_file_bytes_merged: u64,
+    /// Bytes written to files over rows' bytes written; none while no row was.
+    write_amplification: Option<f64>,
 }
 
 impl Report {
@@ -85,7 +93,15 @@ impl Report {
             .iter()
             .fold((0, 0), |(rows, bytes), t| (rows + t.host.rows, bytes + t.host.bytes));
         let host_bytes_per_row = if rows == 0 { 0.0 } else { bytes as f64 / rows as f64 };
-        self.tiers = Tiers { counters: store.totals(), host_bytes_per_row };
+        let counters = store.totals();
+        self.tiers = Tiers {
+            counters,
+            keys_staged: counters.keys_staged(),
+            host_bytes_per_row,
+            ssd_file_bytes_written: store.ssd_file_bytes_written,
+            ssd_file_bytes_merged: store.ssd_file_bytes_merged,
+            write_amplification: store.write_amplification(),
+        };
         self.store = Some(store);
     }
 
@@ -144,15 +160,15 @@ fn tier_lines(store: &StoreStatus) -> String {
     );
     let _ = writeln!(
         text,
-        "{:<6} {:>12} {:>14} {:>14} {:>9} {:>12} {:>12}",
-        "tier", "rows", "hits", "misses", "hit rate", "read", "written"
+        "{:<6} {:>12} {:>14} {:>14} {:>9} {:>9} {:>12} {:>12}",
+        "tier", "rows", "hits", "misses", "hit rate", "of all", "read", "written"
     );
     for (name, rows, tier) in [("host", rows[1], sums.host), ("ssd", rows[2], sums.ssd)] {
-        let asked = tier.hits + tier.misses;
-        let rate = if asked == 0 { 0.0 } else { 100.0 * tier.hits as f64 / asked as f64 };
+        let of = |whole: u64| 100.0 * tier.hits as f64 / whole.max(1) as f64;
+        let (rate, overall) = (of(tier.hits + tier.misses), of(sums.keys_staged()));
         let _ = writeln!(
             text,
-            "{name:<6} {rows:>12} {:>14} {:>14} {rate:>8.2}% {:>12} {:>12}",
+            "{name:<6} {rows:>12} {:>14} {:>14} {rate:>8.2}% {overall:>8.2}% {:>12} {:>12}",
             tier.hits,
             tier.misses,
             format_bytes(tier.bytes_read),
@@ -164,6 +180,17 @@ fn tier_lines(store: &StoreStatus) -> String {
         "first touches {}, re-reads {}, evictions {}, write-backs {}",
         sums.first_touch, sums.ssd_rereads, sums.evictions, sums.writebacks
     );
+    if sums.not_admitted > 0 || sums.expired > 0 {
+        let _ = writeln!(
+            text,
+            "keys not admitted {}, rows expired {}",
+            sums.not_admitted, sums.expired
+        );
+    }
+    if let Some(times) = store.write_amplification() {
+        let written = format_bytes(store.ssd_file_bytes_written);
+        let _ = writeln!(text, "{written} written to files on SSD: write amplification {times:.2}");
+    }
     text
 }
 

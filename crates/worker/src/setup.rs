@@ -3,15 +3,15 @@
 
 use std::num::NonZeroUsize;
 
-use dataset::{ReadOptions, Reader, RowSelection, Source};
+use dataset::{ReadOptions, Reader, RowSelection, Schema, Source};
 use dlrm::{Architecture, DenseOptimizer, Interaction, LearningRate, Loss, Model};
-use table::{Initializer, Optimizer, TableId, TableSpec};
+use table::{Admission, Initializer, Optimizer, TableId, TableSpec};
 use wire::Session;
 
 use crate::card::{Card, FORMAT};
 use crate::cli::{
-    ArchArgs, DataArgs, DenseOptimizerName, InteractionOp, LossFunction, OptimizerArgs,
-    OptimizerName, SavedModelArgs, TrainArgs,
+    ArchArgs, DataArgs, DenseOptimizerName, FeatureArgs, InteractionOp, LossFunction,
+    OptimizerArgs, OptimizerName, SavedModelArgs, TrainArgs,
 };
 use crate::report::Bayes;
 use crate::train::Rates;
@@ -47,6 +47,15 @@ pub(crate) struct Inference {
 impl Training {
     pub(crate) fn begin(args: &TrainArgs, session: &dyn Session) -> Result<Training> {
         check_lookahead(args.lookahead, session)?;
+        if args.shuffle_window > 0
+            && let Source::Cache { .. } = args.data.data
+        {
+            let window = args.shuffle_window;
+            return Err(Error::Input(format!(
+                "--shuffle-window {window}: expected 0, for the order of a cache is fixed; shuffle \
+                 when it is written (dlrm-worker cache --shuffle-window {window})"
+            )));
+        }
         let threads = threads(args.threads)?;
         let rates = rates(&args.optimizer)?;
         let card = match &args.load_model {
@@ -173,31 +182,69 @@ fn rates(args: &OptimizerArgs) -> Result<Rates> {
     Ok(Rates { dense, tables })
 }
 
-/// Reads the head of the data and settles what the model is.
-fn new_card(args: &TrainArgs) -> Result<Card> {
-    let features = &args.features;
-    let source = &args.data.data;
+/// How the data is read, all that its head and the flags leave open settled.
+pub(crate) struct Features {
+    /// With a dense transform that is fitted if it needs to be.
+    pub read: ReadOptions,
+    pub columns: Schema,
+    /// The number of ids of each feature, where the source knows it.
+    pub table_rows: Option<Vec<u64>>,
+}
+
+/// Reads the head of the data and settles how it is read; of a cache, as it was written.
+pub(crate) fn settle_features(
+    data: &DataArgs,
+    features: &FeatureArgs,
+    batch_rows: usize,
+) -> Result<Features> {
+    let source = &data.data;
     let mut read = ReadOptions {
-        rows: args.data.rows,
-        bad_rows: args.data.bad_rows,
+        rows: data.rows,
+        bad_rows: data.bad_rows,
         dense_columns: features.dense_columns.clone(),
         missing_indicator: features.missing_indicator,
         max_ind_range: features.max_ind_range,
-        ..ReadOptions::new(args.mini_batch_size)
+        ..ReadOptions::new(batch_rows)
     };
-    let columns = dataset::open(source, &read)?.schema().clone();
-    let transform = features.dense_transform.unwrap_or(source.usual_transform());
-    read.dense_transform = dataset::fit_transform(source, &read, transform)?;
+    if let Source::Cache { path } = source {
+        let card = dataset::cache_card(path)?;
+        let written = card.dense_transform.kind();
+        if let Some(asked) = features.dense_transform.filter(|asked| *asked != written) {
+            return Err(Error::Input(format!(
+                "--dense-transform {asked}: {source} was written with {written}"
+            )));
+        }
+        read.dense_transform = card.dense_transform;
+        read.missing_indicator |= card.missing_indicator;
+        read.max_ind_range = read.max_ind_range.or(card.max_ind_range);
+    }
+    let reader = dataset::open(source, &read)?; // of a cache, it refuses what still differs
+    let (columns, table_rows) = (reader.schema().clone(), reader.table_rows().map(<[u64]>::to_vec));
+    if !matches!(source, Source::Cache { .. }) {
+        let transform = features.dense_transform.unwrap_or(source.usual_transform());
+        read.dense_transform = dataset::fit_transform(source, &read, transform)?;
+    }
+    Ok(Features { read, columns, table_rows })
+}
+
+/// Reads the head of the data and settles what the model is.
+fn new_card(args: &TrainArgs) -> Result<Card> {
+    let Features { read, columns, table_rows } =
+        settle_features(&args.data, &args.features, args.mini_batch_size)?;
     let tables = columns.categorical.len();
     let architecture = architecture(&args.arch, tables)?;
-    let embedding_rows = embedding_rows(args, source, &architecture, tables)?;
+    let known = match read.max_ind_range {
+        Some(range) => Some(vec![range; tables]),
+        None => table_rows,
+    };
+    let embedding_rows = embedding_rows(args, known, &architecture, tables)?;
     Ok(Card {
         format: FORMAT,
         architecture,
         columns,
         dense_transform: read.dense_transform,
-        missing_indicator: features.missing_indicator,
-        max_ind_range: features.max_ind_range,
+        missing_indicator: read.missing_indicator,
+        max_ind_range: read.max_ind_range,
         embedding_rows,
         dense_optimizer: dense_optimizer(&args.optimizer),
         seed: args.seed,
@@ -233,10 +280,10 @@ fn architecture(args: &ArchArgs, features: usize) -> Result<Architecture> {
     Ok(architecture)
 }
 
-/// Rows of each table: as given, as the weights to start from have them, or as generated.
+/// Rows of each table: as given, as the weights to start from have them, or as the data tells.
 fn embedding_rows(
     args: &TrainArgs,
-    source: &Source,
+    known: Option<Vec<u64>>,
     architecture: &Architecture,
     tables: usize,
 ) -> Result<Option<Vec<u64>>> {
@@ -247,11 +294,7 @@ fn embedding_rows(
         let dim = architecture.sparse_feature_size;
         return Ok(Some(weights::embedding_rows(path, tables, dim)?));
     }
-    match (source, args.features.max_ind_range) {
-        (_, Some(range)) => Ok(Some(vec![range; tables])),
-        (Source::Synthetic(spec), None) => Ok(Some(spec.table_rows())),
-        (Source::Criteo { .. } | Source::Tsv { .. } | Source::Parquet { .. }, None) => Ok(None),
-    }
+    Ok(known)
 }
 
 fn dense_optimizer(args: &OptimizerArgs) -> DenseOptimizer {
@@ -310,12 +353,12 @@ fn create_tables(args: &TrainArgs, card: &Card, session: &dyn Session) -> Result
     let dim = u32::try_from(card.architecture.sparse_feature_size).unwrap_or(u32::MAX);
     let create = |(t, name): (usize, &String)| {
         let rows = card.embedding_rows.as_ref().map(|rows| rows[t]);
+        let optimizer = table_optimizer(args.optimizer.optimizer);
+        let initializer = initializer(args.arch.embedding_init.as_deref(), rows)?;
         let spec = TableSpec {
-            name: name.clone(),
-            dim,
-            optimizer: table_optimizer(args.optimizer.optimizer),
-            initializer: initializer(args.arch.embedding_init.as_deref(), rows)?,
-            seed: card.seed,
+            admission: args.admit_after.map_or(Admission::FirstSight, Admission::AfterSights),
+            expiry: args.expire_after,
+            ..TableSpec::new(name, dim, optimizer, initializer, card.seed)
         };
         session.create_table(&spec).map_err(Error::session(format!("create table {name}")))
     };

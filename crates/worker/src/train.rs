@@ -64,7 +64,7 @@ fn train(
     let course =
         Course { tables: &training.tables, epochs: args.nepochs, lookahead: args.lookahead };
     let (source, read, seed) = (&args.data.data, &training.read, training.card.seed);
-    let window_rows = args.shuffle_window;
+    let (window_rows, epochs) = (args.shuffle_window, args.nepochs);
     let tally = Tally::default();
     let mut steps = Steps {
         session,
@@ -81,7 +81,8 @@ fn train(
             // each pass in an order of its own, which follows from the seed
             let seed = seed.wrapping_add(epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15));
             let shuffle = (window_rows > 0).then_some(Shuffle { window_rows, seed });
-            let options = ReadOptions { shuffle, ..read.clone() };
+            let more_passes = epoch + 1 < epochs;
+            let options = ReadOptions { shuffle, more_passes, ..read.clone() };
             Ok::<Reader, Error>(dataset::open(source, &options)?)
         };
         let Ahead { staged, spare } = stage_ahead(scope, session, &course, &tally, open);

@@ -1,13 +1,14 @@
-//! `cargo xtask bench`: runs the real binaries and sets what they reach beside a limit. The form of
-//! its JSON is in `benches/README.md`. It keeps no history.
+//! `cargo xtask bench`: runs the real binaries, or the program of `benches/` that measures the
+//! store, and sets what they reach beside a limit. The form of its JSON is in `benches/README.md`.
+//! It keeps no history.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::columns::columns;
 use crate::machine;
@@ -28,14 +29,26 @@ const QUALITY_GAP_MAX: f64 = 0.02;
 pub(crate) enum Bench {
     /// Test AUC on generated data beside the best that its labels allow
     Quality,
+    /// Pulls, pushes and stages in RAM beside flat arrays, and the device's reads
+    Roofline,
+    /// The same work through DashMap, RwLock<HashMap> + lru, and ours
+    Structures,
+    /// Policies on traces and generated streams
+    HitRate,
+    /// Misses fetched from SSD beside the device's own reads
+    Ssd,
+    /// Training with tables larger than RAM beside all in RAM
+    Train,
+    /// Bytes beside a row, and whether all rows stay that fit
+    Memory,
 }
 
 /// One measured case.
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
-    id: &'static str,
+    id: String,
     case: String,
-    unit: &'static str,
+    unit: String,
     ours: f64,
     /// What bounds it from above, or what it is compared with.
     limit: f64,
@@ -45,17 +58,83 @@ struct Row {
 
 /// Runs a benchmark, prints its table and, where asked, writes the rows. It fails where a goal is
 /// missed.
-pub(crate) fn run(workspace: &Workspace, bench: Bench, json: Option<&Path>) -> Result<ExitCode> {
-    let (name, rows) = match bench {
-        Bench::Quality => ("quality", quality(workspace)?),
+pub(crate) fn run(
+    workspace: &Workspace,
+    bench: Bench,
+    json: Option<&Path>,
+    quick: bool,
+) -> Result<ExitCode> {
+    let name = bench.to_possible_value().context("name the benchmark")?.get_name().to_owned();
+    let (rows, notes) = match bench {
+        Bench::Quality if quick => bail!("quality has one size: leave --quick out"),
+        Bench::Quality => (quality(workspace)?, Vec::new()),
+        Bench::Roofline | Bench::Structures | Bench::HitRate | Bench::Ssd | Bench::Memory => {
+            measured(workspace, &name, quick, None)?
+        }
+        Bench::Train => {
+            let worker = workspace.build_binaries()?.worker;
+            measured(workspace, &name, quick, Some(&worker))?
+        }
     };
     let (machine, commit) = (machine::description(), workspace.commit());
     println!("{name}: {machine}; commit {commit}\n\n{}", table(&rows));
+    notes.iter().for_each(|note| println!("{note}"));
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&value(name, &machine, &commit, &rows))?;
+        let text = serde_json::to_string_pretty(&value(&name, &machine, &commit, &rows))?;
         fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
     }
     Ok(if rows.iter().all(|row| row.holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the program of `benches/`, which measures and draws its plots, and reads its rows and
+/// notes. Its working files go where its plots go.
+fn measured(
+    workspace: &Workspace,
+    name: &str,
+    quick: bool,
+    worker: Option<&Path>,
+) -> Result<(Vec<Row>, Vec<String>)> {
+    let mut command = Command::new(workspace.build_bench()?);
+    let dir = workspace.root.join("runs/bench");
+    fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+    let found = dir.join(format!("{name}.json"));
+    command.current_dir(&workspace.root).arg(name).arg("--json").arg(&found);
+    command.arg("--plots").arg(&dir).arg("--scratch").arg(&dir);
+    if let Some(worker) = worker {
+        command.arg("--worker").arg(worker);
+    }
+    if quick {
+        command.arg("--quick");
+    }
+    eprintln!("xtask: {}", line(&command));
+    call(&mut command)?;
+    let text = fs::read_to_string(&found).with_context(|| format!("read {}", found.display()))?;
+    read_rows(&text).with_context(|| format!("read {}", found.display()))
+}
+
+/// Rows and notes from what the program of `benches/` wrote.
+fn read_rows(text: &str) -> Result<(Vec<Row>, Vec<String>)> {
+    let found: Value = serde_json::from_str(text)?;
+    let list = |name: &str| found[name].as_array().with_context(|| format!("{name} are missing"));
+    let row = |row: &Value| {
+        let text = |name: &str| {
+            let text = row[name].as_str().with_context(|| format!("a row lacks {name}"));
+            text.map(str::to_owned)
+        };
+        let number = |name: &str| row[name].as_f64().with_context(|| format!("a row lacks {name}"));
+        Ok(Row {
+            id: text("id")?,
+            case: text("case")?,
+            unit: text("unit")?,
+            ours: number("ours")?,
+            limit: number("limit")?,
+            goal: text("goal")?,
+            holds: row["holds"].as_bool().context("a row lacks holds")?,
+        })
+    };
+    let rows = list("rows")?.iter().map(row).collect::<Result<_>>()?;
+    let note = |note: &Value| note.as_str().map(str::to_owned).context("a note is no text");
+    Ok((rows, list("notes")?.iter().map(note).collect::<Result<_>>()?))
 }
 
 /// Trains on generated data whose best possible quality is known.
@@ -74,9 +153,9 @@ fn quality(workspace: &Workspace) -> Result<Vec<Row>> {
     let report = Report::read(&report)?;
     let (auc, best) = (report.number("auc")?, report.number("bayes_auc")?);
     Ok(vec![Row {
-        id: "quality.auc",
+        id: "quality.auc".to_owned(),
         case: format!("generated, scale 1/100, {} M rows", report.count("samples")? / 1_000_000),
-        unit: "AUC",
+        unit: "AUC".to_owned(),
         ours: auc,
         limit: best,
         goal: format!("at least limit - {QUALITY_GAP_MAX}"),
@@ -109,18 +188,20 @@ fn quality_command(worker: &Path, dir: &Path) -> Command {
 }
 
 impl Row {
+    /// Ours over the limit; 0 where there is no limit to divide by.
     fn ratio(&self) -> f64 {
-        self.ours / self.limit
+        if self.limit == 0.0 { 0.0 } else { self.ours / self.limit }
     }
 }
 
 fn table(rows: &[Row]) -> String {
-    let heading = ["case", "unit", "ours", "limit", "ratio", "goal", "holds"];
+    let heading = ["id", "case", "unit", "ours", "limit", "ratio", "goal", "holds"];
     let mut lines = vec![heading.map(str::to_owned).to_vec()];
     lines.extend(rows.iter().map(|row| {
         vec![
+            row.id.clone(),
             row.case.clone(),
-            row.unit.to_owned(),
+            row.unit.clone(),
             format!("{:.4}", row.ours),
             format!("{:.4}", row.limit),
             format!("{:.3}", row.ratio()),
@@ -131,7 +212,7 @@ fn table(rows: &[Row]) -> String {
     columns(&lines)
 }
 
-fn value(name: &str, machine: &str, commit: &str, rows: &[Row]) -> serde_json::Value {
+fn value(name: &str, machine: &str, commit: &str, rows: &[Row]) -> Value {
     let rows: Vec<_> = rows
         .iter()
         .map(|row| {
@@ -150,9 +231,9 @@ mod tests {
 
     fn row() -> Row {
         Row {
-            id: "quality.auc",
+            id: "quality.auc".to_owned(),
             case: "generated".to_owned(),
-            unit: "AUC",
+            unit: "AUC".to_owned(),
             ours: 0.8,
             limit: 0.8162,
             goal: "at least limit - 0.02".to_owned(),
@@ -165,8 +246,20 @@ mod tests {
         let text = table(&[row()]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
-        assert!(lines[1].starts_with("generated   AUC  0.8000  0.8162  0.980"), "{text}");
+        assert!(
+            lines[1].starts_with("quality.auc  generated   AUC  0.8000  0.8162  0.980"),
+            "{text}"
+        );
         assert!(lines[1].ends_with("yes"), "{text}");
+    }
+
+    #[test]
+    fn what_was_measured_reads_back() {
+        let written = value("quality", "a machine", "abc+", &[row()]);
+        let text = json!({"rows": written["rows"], "notes": ["so it was"]}).to_string();
+        assert_eq!(read_rows(&text).unwrap(), (vec![row()], vec!["so it was".to_owned()]));
+        let error = read_rows(r#"{"rows": [{"id": "a"}], "notes": []}"#).unwrap_err().to_string();
+        assert!(error.contains("lacks case"), "{error}");
     }
 
     #[test]

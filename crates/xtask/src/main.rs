@@ -45,6 +45,9 @@ enum Command {
         /// Write the rows as JSON too
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Tiny sizes: whether it runs, not how fast
+        #[arg(long)]
+        quick: bool,
     },
     /// Install what is missing and build RocksDB once for this machine; the others begin with it
     Setup,
@@ -72,9 +75,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(suite::run(&workspace, name.as_deref())?.conclude())
         }
         Command::Ci => ci::run(&workspace),
-        Command::Bench { name, json } => {
+        Command::Bench { name, json, quick } => {
             setup(&workspace)?;
-            bench::run(&workspace, name, json.as_deref())
+            bench::run(&workspace, name, json.as_deref(), quick)
         }
         Command::Setup => {
             setup(&workspace)?;

@@ -72,16 +72,26 @@ impl Workspace {
 
     /// Builds the three binaries and tells where they are.
     pub(crate) fn build_binaries(&self) -> Result<Binaries> {
-        call(self.cargo().args(["build", "--release", "--package", "embedding-ps", "--bins"]))?;
-        let mut command = MetadataCommand::new();
-        command.cargo_path(&self.cargo).current_dir(&self.root).no_deps();
-        let metadata = command.exec().context("read cargo metadata")?;
-        let folder = metadata.target_directory.into_std_path_buf().join("release");
+        let folder = self.build("embedding-ps")?;
         Ok(Binaries {
             server: folder.join("embedding-ps"),
             worker: folder.join("dlrm-worker"),
             control: folder.join("psctl"),
         })
+    }
+
+    /// Builds the program that measures the store and tells where it is.
+    pub(crate) fn build_bench(&self) -> Result<PathBuf> {
+        Ok(self.build("benches")?.join("bench"))
+    }
+
+    /// Builds the binaries of a package and tells their folder.
+    fn build(&self, package: &str) -> Result<PathBuf> {
+        call(self.cargo().args(["build", "--release", "--package", package, "--bins"]))?;
+        let mut command = MetadataCommand::new();
+        command.cargo_path(&self.cargo).current_dir(&self.root).no_deps();
+        let metadata = command.exec().context("read cargo metadata")?;
+        Ok(metadata.target_directory.into_std_path_buf().join("release"))
     }
 
     /// The commit that is checked out, with `+` where files differ from it.

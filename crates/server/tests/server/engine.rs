@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use table::{Key, KeyBatch, Limits, Optimizer, RowStatus, Step, TableId};
+use table::{Admission, Expiry, Key, KeyBatch, Limits, Optimizer, RowStatus, Step, TableId};
 use wire::{Code, Session};
 
 use crate::{batch, bits, connect, embedded, eventually, look, spec, start, tcp, toml, train};
@@ -45,6 +45,93 @@ fn a_step_is_staged_pulled_and_pushed() {
         }
         assert_eq!(session.pull(Step(5), &mut rows).unwrap_err().code(), Code::NotFound);
         assert_eq!(session.status().unwrap().pinned_rows, 0);
+    });
+}
+
+#[test]
+fn a_pull_tells_of_each_row_where_it_came_from() {
+    on_both(Limits::DEFAULT, |session| {
+        let table = session.create_table(&spec("a", 2, Optimizer::Sgd)).unwrap();
+        let pull = |step, keys: &[u64]| {
+            session.stage(Step(step), &batch(&[(table.0, keys)])).unwrap();
+            let (mut plain, mut rows) = (vec![0.0; 2 * keys.len()], vec![0.0; 2 * keys.len()]);
+            let mut statuses = vec![RowStatus::Failed; keys.len()];
+            session.pull_with_statuses(Step(step), &mut rows, &mut statuses).unwrap();
+            session.pull(Step(step), &mut plain).unwrap();
+            assert_eq!(bits(&plain), bits(&rows));
+            for wrong in [0, keys.len() - 1, keys.len() + 1] {
+                let mut statuses = vec![RowStatus::Failed; wrong];
+                let told = session.pull_with_statuses(Step(step), &mut rows, &mut statuses);
+                assert_eq!(told.unwrap_err().code(), Code::InvalidArgument);
+            }
+            session.push(Step(step), &rows, 0.5).unwrap();
+            statuses
+        };
+        assert_eq!(pull(0, &[1, 9]), [RowStatus::Initialised; 2]);
+        let expected = [RowStatus::Host, RowStatus::Initialised, RowStatus::Host];
+        assert_eq!(pull(1, &[1, 5, 9]), expected);
+        session.settle().unwrap();
+    });
+}
+
+#[test]
+fn a_key_that_is_not_admitted_answers_its_initial_row_and_drops_what_is_pushed() {
+    on_both(Limits::DEFAULT, |session| {
+        let admission = Admission::AfterSights(3);
+        let a = table::TableSpec { admission, ..spec("a", 2, Optimizer::Sgd) };
+        let table = session.create_table(&a).unwrap();
+        let keys = batch(&[(table.0, &[7, 8])]);
+        let initial = look(session, &keys, 4).0;
+        let pull = |step| {
+            session.stage(Step(step), &keys).unwrap();
+            let (mut rows, mut statuses) = (vec![0.0; 4], vec![RowStatus::Failed; 2]);
+            session.pull_with_statuses(Step(step), &mut rows, &mut statuses).unwrap();
+            session.push(Step(step), &[1.0; 4], 0.5).unwrap();
+            session.settle().unwrap();
+            (bits(&rows), statuses)
+        };
+        for step in 0..2 {
+            assert_eq!(pull(step), (bits(&initial), vec![RowStatus::NotAdmitted; 2]), "{step}");
+        }
+        assert_eq!(pull(2), (bits(&initial), vec![RowStatus::Initialised; 2]));
+        let pushed: Vec<f32> = initial.iter().map(|x| x - 0.5).collect();
+        assert_eq!(pull(3), (bits(&pushed), vec![RowStatus::Host; 2]));
+        let status = session.status().unwrap();
+        assert_eq!((status.totals().not_admitted, status.tables[0].rows), (4, 2));
+        assert_eq!(status.pinned_rows, 0);
+    });
+}
+
+#[test]
+fn next_uses_leave_no_trace() {
+    on_both(Limits::DEFAULT, |session| {
+        let (a, b) = (spec("a", 3, Optimizer::Sgd), spec("b", 3, Optimizer::Sgd));
+        let mut seen = vec![];
+        for (number, spec) in [a, b].into_iter().enumerate() {
+            // the same rows whatever the table's name: by assignment
+            let table = session.create_table(&spec).unwrap();
+            let keys: Vec<u64> = (0..50).collect();
+            let rows: Vec<f32> = (0..150).map(|i| i as f32).collect();
+            session.assign(&batch(&[(table.0, &keys)]), &rows).unwrap();
+            let mut bits_of = vec![];
+            for step in 0..20 {
+                let keys: Vec<u64> = (0..50).filter(|key| key % 7 != step % 7).collect();
+                let mut batch = batch(&[(table.0, &keys)]);
+                if number == 1 {
+                    let next = |key: &u64| if key.is_multiple_of(3) { KeyBatch::NEVER } else { 1 };
+                    batch.set_next_uses(keys.iter().map(next).collect()).unwrap();
+                }
+                let step = Step(step + 100 * number as u64);
+                session.stage(step, &batch).unwrap();
+                let mut rows = vec![0.0; 3 * keys.len()];
+                session.pull(step, &mut rows).unwrap();
+                session.push(step, &rows, 0.25).unwrap();
+                bits_of.extend(bits(&rows));
+            }
+            seen.push(bits_of);
+        }
+        session.settle().unwrap();
+        assert!(seen[0] == seen[1]);
     });
 }
 
@@ -175,7 +262,30 @@ fn tables_are_made_once_and_a_difference_is_named() {
         assert!(error.message().contains("dim"), "{error}");
         let error = session.create_table(&spec("a b", 5, Optimizer::Sgd)).unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument);
-        assert_eq!(session.tables(), Ok(vec![(TableId(0), a)]));
+        let b = table::TableSpec {
+            admission: Admission::AfterSights(2),
+            expiry: Expiry::Seconds(60),
+            ..spec("b", 4, Optimizer::Sgd)
+        };
+        assert_eq!(session.create_table(&b), Ok(TableId(1)));
+        for (field, other) in [
+            ("admission", table::TableSpec { admission: Admission::FirstSight, ..b.clone() }),
+            ("expiry", table::TableSpec { expiry: Expiry::Steps(60), ..b.clone() }),
+        ] {
+            let error = session.create_table(&other).unwrap_err();
+            assert_eq!(error.code(), Code::AlreadyExists);
+            assert!(error.message().contains(field), "{error}");
+        }
+        for (field, bad) in [
+            ("admission", table::TableSpec { admission: Admission::AfterSights(16), ..b.clone() }),
+            ("expiry", table::TableSpec { expiry: Expiry::Steps(0), ..b.clone() }),
+        ] {
+            let bad = table::TableSpec { name: "c".to_owned(), ..bad };
+            let error = session.create_table(&bad).unwrap_err();
+            assert_eq!(error.code(), Code::InvalidArgument);
+            assert!(error.message().contains(field), "{error}");
+        }
+        assert_eq!(session.tables(), Ok(vec![(TableId(0), a), (TableId(1), b)]));
     });
 }
 
@@ -258,12 +368,12 @@ fn ram_full_of_pinned_rows_is_told_by_the_pull_and_frees_by_release() {
     let session = here.session();
     let table = session.create_table(&spec("a", 256, Optimizer::Sgd)).unwrap();
     let keys = |from: u64| {
-        let keys: Vec<Key> = (from..from + 4000).map(Key).collect(); // 4 MB of rows
+        let keys: Vec<Key> = (from..from + 5000).map(Key).collect(); // 5 MB of rows
         let mut batch = KeyBatch::new();
         batch.push_run(table, &keys).unwrap();
         batch
     };
-    let mut rows = vec![0.0; 4000 * 256];
+    let mut rows = vec![0.0; 5000 * 256];
     session.stage(Step(0), &keys(0)).unwrap();
     session.pull(Step(0), &mut rows).unwrap();
     session.stage(Step(1), &keys(10_000)).unwrap();

@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 fn spec(name: &str, dim: u32, optimizer: Optimizer) -> TableSpec {
     let initializer = Initializer::Uniform { bound: 0.5 };
-    TableSpec { name: name.to_owned(), dim, optimizer, initializer, seed: 7 }
+    TableSpec::new(name, dim, optimizer, initializer, 7)
 }
 
 fn batch(runs: &[(u32, &[u64])]) -> KeyBatch {

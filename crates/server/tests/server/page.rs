@@ -30,6 +30,8 @@ fn the_page_has_every_metric_and_health_says_serving() {
     let keys = crate::batch(&[(77, &[1])]);
     assert!(session.assign(&keys, &[0.0]).is_err());
     let page = get(&server, "/metrics");
+    let tables = server.engine().status().tables;
+    let table_a = tables.iter().find(|table| table.spec.name == "a").unwrap();
     use server::metrics as m;
     for line in [
         format!("{}_count{{operation=\"pull\"}} 5", m::REQUEST_DURATION_SECONDS),
@@ -45,7 +47,18 @@ fn the_page_has_every_metric_and_health_says_serving() {
         format!("{}{{table=\"a\",tier=\"host\"}} ", m::TIER_ROWS),
         format!("{}{{table=\"b\",tier=\"ssd\"}} ", m::TIER_BYTES),
         format!("{}_total{{table=\"a\",tier=\"host\"}} ", m::HIT_KEYS),
-        format!("{}_total{{table=\"a\",tier=\"gpu\"}} 0", m::MISSED_KEYS),
+        format!("{}_total{{table=\"a\",tier=\"gpu\",cause=\"capacity\"}} 0", m::MISSED_KEYS),
+        format!("{}_total{{table=\"a\",tier=\"ssd\",cause=\"capacity\"}} 0", m::MISSED_KEYS),
+        format!(
+            "{}_total{{table=\"a\",tier=\"host\",cause=\"first_touch\"}} {}",
+            m::MISSED_KEYS,
+            table_a.counters.host.misses
+        ),
+        format!("{}_total{{table=\"b\"}} 0", m::NOT_ADMITTED_KEYS),
+        format!("{}_total{{table=\"b\"}} 0", m::EXPIRED_ROWS),
+        format!("{}_total ", m::SSD_FILE_WRITTEN_BYTES),
+        format!("{}_total ", m::SSD_FILE_MERGED_BYTES),
+        format!("{}_bucket{{le=\"+Inf\"}} ", m::STALL_DURATION_SECONDS),
         format!("{}_total{{table=\"b\",tier=\"host\"}} ", m::READ_BYTES),
         format!("{}_total{{table=\"b\",tier=\"host\"}} ", m::WRITTEN_BYTES),
         format!("{}_total{{table=\"a\"}} ", m::FIRST_TOUCH_ROWS),
@@ -93,6 +106,12 @@ fn psctl_tells_rows_and_hits() {
 
     let new = ["--server", &address, "create-table", "--name", "c", "--dim", "8"];
     assert_eq!(psctl(&new).1, "c is table 2\n");
+    let rules = ["--name", "d", "--dim", "8", "--admit-after", "3", "--expire-after", "7d"];
+    let rules = [&["--server", &address, "create-table"], &rules[..]].concat();
+    assert_eq!(psctl(&rules).1, "d is table 3\n");
+    let (_, text, _) = psctl(&["--server", &address, "tables"]);
+    let last = text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
+    assert_eq!(last, ["d", "after", "3", "sights", "0", "7d", "0"], "{text}");
     let other = ["--server", &address, "create-table", "--name", "c", "--dim", "9"];
     let (code, _, err) = psctl(&other);
     assert_eq!(code, format!("{:?}", std::process::ExitCode::from(2)));

@@ -1,13 +1,14 @@
 //! What a client that is not ours may send: requests before the opening, malformed bytes, messages
 //! too large. Each is refused in the stream, and the stream goes on.
 
-use table::Optimizer;
+use table::{Optimizer, RowStatus};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 use wire::proto::parameter_server_client::ParameterServerClient;
 use wire::proto::request::Request as Asked;
+use wire::proto::response::Result as Outcome;
 use wire::proto::{self, Request, Response};
 use wire::{Code, packed};
 
@@ -68,7 +69,7 @@ fn malformed_requests_are_refused_one_by_one() {
     on_runtime(async {
         let mut raw = Raw::connect(&server).await;
         let bad = |message: &str| (Code::InvalidArgument, message.to_owned());
-        let pull = Asked::Pull(proto::Pull { step: 0 });
+        let pull = Asked::Pull(proto::Pull { step: 0, statuses: false });
         assert_eq!(raw.refused(pull.clone()).await, bad("the first request is to open"));
         assert_eq!(raw.refused(None).await, bad("the first request is to open"));
         assert!(raw.ask(open()).await.result.is_some());
@@ -76,7 +77,10 @@ fn malformed_requests_are_refused_one_by_one() {
         let unknown = "the request is of a kind that this server does not know";
         assert_eq!(raw.refused(None).await, bad(unknown));
 
-        let stage = |keys| Asked::Stage(proto::Stage { step: 0, keys });
+        let stage_with = |keys, next_uses: Vec<u8>| {
+            Asked::Stage(proto::Stage { step: 0, keys, next_uses: next_uses.into() })
+        };
+        let stage = |keys| stage_with(keys, vec![]);
         let lookup = |keys| Asked::Lookup(proto::Lookup { keys });
         for ask in [&stage as &dyn Fn(_) -> Asked, &lookup] {
             assert_eq!(raw.refused(ask(None)).await, bad("the request comes without its keys"));
@@ -90,11 +94,15 @@ fn malformed_requests_are_refused_one_by_one() {
             };
             assert_eq!(raw.refused(ask(Some(twice))).await.0, Code::InvalidArgument);
         }
+        let message = "next_uses has 6 bytes, expected a multiple of 4";
+        assert_eq!(raw.refused(stage_with(keys(0, 2, 16), vec![0; 6])).await, bad(message));
+        let message = "1 next uses for 2 keys";
+        assert_eq!(raw.refused(stage_with(keys(0, 2, 16), vec![0; 4])).await, bad(message));
         assert_eq!(
             raw.refused(pull.clone()).await,
             (Code::NotFound, "step 0 is not staged".into())
         );
-        assert!(raw.ask(stage(keys(0, 2, 16))).await.result.is_some());
+        assert!(raw.ask(stage_with(keys(0, 2, 16), vec![255; 8])).await.result.is_some());
         assert!(raw.refused(stage(keys(0, 2, 16))).await.1.contains("steps ascend"));
         let push = |bytes: &[u8]| {
             let gradients = bytes::Bytes::copy_from_slice(bytes);
@@ -105,7 +113,13 @@ fn malformed_requests_are_refused_one_by_one() {
         assert_eq!(raw.refused(push(&[0; 4])).await.0, Code::InvalidArgument);
         let nan = packed::pack_floats(&[0.0, f32::NAN]);
         assert_eq!(raw.refused(push(&nan)).await.0, Code::NotFinite);
-        assert!(raw.ask(pull).await.result.is_some());
+        let answer = raw.ask(pull).await.result;
+        let Some(Outcome::Rows(rows)) = answer else { panic!("{answer:?}") };
+        assert_eq!((rows.rows.len(), rows.statuses.len()), (8, 0), "as before there were any");
+        let answer = raw.ask(Asked::Pull(proto::Pull { step: 0, statuses: true })).await.result;
+        let Some(Outcome::Rows(rows)) = answer else { panic!("{answer:?}") };
+        assert_eq!(rows.rows.len(), 8);
+        assert_eq!(rows.statuses[..], [RowStatus::Initialised as u8; 2]);
         assert!(raw.ask(push(&[0; 8])).await.result.is_some());
     });
     server.stop().unwrap();
@@ -128,9 +142,10 @@ fn messages_too_large_are_refused_in_the_stream_and_far_too_large_ends_it() {
         // small requests with large answers
         let (code, message) = raw.refused(lookup(keys(0, 5, 40))).await;
         assert_eq!((code, message.contains("the response takes")), (Code::TooLarge, true));
-        let stage = Asked::Stage(proto::Stage { step: 0, keys: keys(0, 5, 40) });
+        let next_uses = bytes::Bytes::new();
+        let stage = Asked::Stage(proto::Stage { step: 0, keys: keys(0, 5, 40), next_uses });
         assert!(raw.ask(stage).await.result.is_some());
-        let pull = Asked::Pull(proto::Pull { step: 0 });
+        let pull = Asked::Pull(proto::Pull { step: 0, statuses: false });
         assert_eq!(raw.refused(pull).await.0, Code::TooLarge);
         assert!(raw.ask(Asked::Release(proto::Release { step: 0 })).await.result.is_some());
         assert!(raw.ask(lookup(keys(0, 2, 16))).await.result.is_some());

@@ -1,128 +1,302 @@
-//! The memory that rows lie in: one anonymous mapping, cut into blocks of 64 KiB. A block serves
-//! one row length: an array of slot headers, then the rows. A row's address follows from its slot
-//! number; there is no allocation for a row. It does not decide which row leaves; `eviction` does.
+//! The memory that rows of one layout lie in: a mapping of embeddings and a mapping of optimizer
+//! state, so that a pull touches the lines of embeddings alone, and a bit for each row that says
+//! whether it changed. A row's address follows from its number; there is no allocation for a row.
+//! Address space is reserved once, memory comes when rows do. It does not know which rows are
+//! there; `section` does.
 //!
 //! The unsafe code of this crate is here and nowhere else. What it rests on:
-//! - the bytes of a block are headers or floats by the block's carving, and a block is carved anew
-//!   only while every slot of it is vacant and none of its slots is in the index;
-//! - a slot is handed out once (compare-and-swap on its state), and leaves only unpinned;
-//! - floats of a published row are read and written under the lock of its table, through a pin;
-//!   floats of a row not yet published belong to the one `Fresh` that claimed it.
+//! - a row number is below [`Arena::rows`], checked on every way in, so that every address lies in
+//!   the mapping;
+//! - the floats of a row that the index names are read under its table's [`RowsLock`] shared, and
+//!   written under it exclusively, through a staged step that pins the row;
+//! - the floats of a row that is on its way in, moved or taken out belong to the one thread that
+//!   does it: no staged step that may pull or push has it yet, or none any more.
+#![allow(unsafe_code)]
 
-mod blocks;
-mod held;
-mod memory;
+mod kernels;
 
-use table::RowLayout;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) use blocks::Blocks;
-pub(crate) use held::{Fresh, Held, HeldRow, Pinned, PinnedRun};
-pub(crate) use memory::{Arena, RowOrigin, RowsLock, prefetch};
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use rustix::mm::MlockFlags;
+use table::Optimizer;
 
-/// The unit in which row lengths take memory from the budget.
-pub(crate) const BLOCK_BYTES: usize = 64 << 10;
-/// Bytes of a slot's header: key, owner, state.
-pub(crate) const HEADER_BYTES: usize = 16;
-const ROW_ALIGN: usize = 64; // a cache line
-const PLACE_BITS: u32 = 12;
+use kernels::prefetch_address;
 
-// The shortest row, one float, gives 64 KiB / 20 B = 3,276 slots; the longest, 3 x 4,096 floats of
-// Adam and its step count, must still find a slot.
-const _: () = assert!(BLOCK_BYTES / (HEADER_BYTES + 4) <= 1 << PLACE_BITS);
-const _: () = assert!(3 * 4096 * 4 + 4 + HEADER_BYTES + ROW_ALIGN <= BLOCK_BYTES);
+/// Rows between a row's prefetch and its use.
+const ROWS_AHEAD: usize = 16;
+/// A budget from which on huge pages pay; below it their rounding would outweigh it.
+const HUGE_PAGES_FROM_BYTES: usize = 64 << 20;
 
-/// The number of a slot: its block and its place within the block.
+/// The number of a row in its arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Row(u64);
+
+impl Row {
+    /// No row: a key that was not admitted.
+    pub(crate) const NONE: Row = Row(u64::MAX);
+
+    pub(crate) fn new(number: u64) -> Self {
+        Row(number)
+    }
+}
+
+/// How a row lies in memory: embedding, optimizer state, and for tables whose rows expire a stamp
+/// behind the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Slot(u64);
+pub(crate) struct Layout {
+    pub(crate) dim: usize,
+    pub(crate) state: usize,
+    pub(crate) stamped: bool,
+}
 
-impl Slot {
-    /// Bits of a slot's number.
-    pub(crate) const BITS: u32 = 40;
-    /// No slot.
-    pub(crate) const NONE: Slot = Slot(u64::MAX);
-
-    pub(crate) fn new(block: u32, place: u32) -> Self {
-        debug_assert!(place < 1 << PLACE_BITS);
-        Slot(u64::from(block) << PLACE_BITS | u64::from(place))
+impl Layout {
+    /// Floats behind the embedding, the stamp's included.
+    fn beside(self) -> usize {
+        self.state + usize::from(self.stamped)
     }
 
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        Slot(bits)
-    }
-
-    pub(crate) fn bits(self) -> u64 {
-        self.0
-    }
-
-    pub(crate) fn block(self) -> usize {
-        (self.0 >> PLACE_BITS) as usize
-    }
-
-    pub(crate) fn place(self) -> usize {
-        (self.0 & ((1 << PLACE_BITS) - 1)) as usize
+    /// Bytes of a row in memory.
+    pub(crate) fn bytes(self) -> usize {
+        (self.dim + self.beside()) * size_of::<f32>()
     }
 }
 
-/// How a block is cut for rows of one length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Geometry {
-    /// Floats of a row, state included.
-    pub(crate) floats: usize,
-    /// Rows that a block holds.
-    pub(crate) slots: usize,
-    /// Where the rows start within the block.
-    pub(crate) rows_offset: usize,
-}
-
-impl Geometry {
-    pub(crate) fn of(floats: usize) -> Self {
-        let row_bytes = floats * size_of::<f32>();
-        let mut slots = BLOCK_BYTES / (HEADER_BYTES + row_bytes);
-        while rows_offset(slots) + slots * row_bytes > BLOCK_BYTES {
-            slots -= 1;
-        }
-        assert!(floats > 0 && slots > 0, "rows of {floats} floats do not fit a block");
-        Geometry { floats, slots, rows_offset: rows_offset(slots) }
-    }
-}
-
-fn rows_offset(slots: usize) -> usize {
-    (slots * HEADER_BYTES).next_multiple_of(ROW_ALIGN)
-}
-
-/// Bytes of the host-RAM budget that one cached row takes when the budget is full: the row itself,
-/// its 16-byte header, its share of the index (64 bytes for 5.5 rows) and of what is left over at
-/// the end of its block.
+/// The lock over all cached rows of one table.
 ///
-/// A row of 16 floats takes 93 bytes: 64 of its own and 29 of bookkeeping.
-pub fn host_bytes_per_row(layout: RowLayout) -> u64 {
-    let slots = Geometry::of(layout.floats()).slots as u64;
-    (BLOCK_BYTES as u64).div_ceil(slots) + crate::index::BYTES_PER_ROW
+/// Guards: the floats of the table's rows. A read-write lock, for gathers run beside each other;
+/// taken once a batch. Last in the lock order.
+#[derive(Default)]
+pub(crate) struct RowsLock(RwLock<()>);
+
+/// Rows of a table that nobody writes while this lives.
+pub(crate) struct RowsRead<'a>(#[allow(dead_code)] RwLockReadGuard<'a, ()>);
+
+/// Rows of a table that nobody else reads or writes while this lives.
+pub(crate) struct RowsWrite<'a>(#[allow(dead_code)] RwLockWriteGuard<'a, ()>);
+
+impl RowsLock {
+    pub(crate) fn read(&self) -> RowsRead<'_> {
+        RowsRead(self.0.read())
+    }
+
+    pub(crate) fn write(&self) -> RowsWrite<'_> {
+        RowsWrite(self.0.write())
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Memory for rows of one layout.
+pub(crate) struct Arena {
+    layout: Layout,
+    rows: u64,
+    embeddings: MmapRaw,
+    beside: MmapRaw,
+    dirty: MmapRaw, // [rows / 64] AtomicU64
+}
 
-    #[test]
-    fn every_row_length_fits_a_block_and_wastes_little() {
-        for floats in 1..=3 * 4096 + 1 {
-            let geometry = Geometry::of(floats);
-            let used = geometry.rows_offset + geometry.slots * floats * 4;
-            assert!(used <= BLOCK_BYTES, "{floats}");
-            assert!(BLOCK_BYTES - used < floats * 4 + HEADER_BYTES + ROW_ALIGN, "{floats}");
+/// How memory is taken from the system.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MemoryUse {
+    /// The budget that all arenas share.
+    pub(crate) budget_bytes: usize,
+    /// Whether memory is locked as it is taken.
+    pub(crate) lock: bool,
+}
+
+impl Arena {
+    /// Reserves the addresses of `rows` rows. No memory is touched until rows come.
+    pub(crate) fn reserve(layout: Layout, rows: u64, memory: MemoryUse) -> io::Result<Self> {
+        let bytes = |floats: usize| rows as usize * floats * size_of::<f32>();
+        Ok(Self {
+            layout,
+            rows,
+            embeddings: map(bytes(layout.dim), memory)?.into(),
+            beside: map(bytes(layout.beside()), memory)?.into(),
+            dirty: map(rows.div_ceil(64) as usize * size_of::<u64>(), memory)?.into(),
+        })
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// Copies the embeddings of pinned rows, one after the other. What stands at [`Row::NONE`] is
+    /// left as it is.
+    pub(crate) fn gather(&self, rows: &[Row], _lock: &RowsRead<'_>, out: &mut [f32]) {
+        assert_eq!(out.len(), rows.len() * self.layout.dim, "floats of the rows");
+        self.check(rows);
+        // SAFETY: every row is below `self.rows` or NONE (checked), so that its floats lie in the
+        // mapping; the table's lock is held shared, so that nobody writes them; `out` has room
+        // for each row (checked).
+        unsafe {
+            kernels::gather(self.embedding_base(), self.layout.dim, rows, out.as_mut_ptr());
         }
     }
 
-    #[test]
-    fn bytes_per_row_are_as_documented() {
-        assert_eq!(host_bytes_per_row(RowLayout { dim: 16, state: 0 }), 93);
+    /// Applies one gradient to each of the pinned rows; those at [`Row::NONE`] are passed over.
+    pub(crate) fn update(
+        &self,
+        rows: &[Row],
+        _lock: &RowsWrite<'_>,
+        optimizer: &Optimizer,
+        gradients: &[f32], // [rows, dim]
+        learning_rate: f32,
+    ) {
+        assert_eq!(gradients.len(), rows.len() * self.layout.dim, "floats of the gradients");
+        assert_eq!(optimizer.state_floats(self.layout.dim), self.layout.state, "optimizer state");
+        self.check(rows);
+        let (dim, beside) = (self.layout.dim, self.layout.beside());
+        let embeddings = kernels::Stride { base: self.embedding_base(), floats: dim };
+        let states = kernels::Stride { base: self.beside_base(), floats: beside };
+        // SAFETY: every row is below `self.rows` or NONE (checked), so that its floats lie in the
+        // mappings; the table's lock is held exclusively, the rows of a batch are distinct, and
+        // each is let out once at a time.
+        unsafe {
+            kernels::update(embeddings, states, rows, optimizer, gradients, learning_rate);
+        }
     }
 
-    #[test]
-    fn a_slot_number_keeps_its_parts() {
-        let slot = Slot::new((1 << 28) - 1, 3275);
-        assert_eq!((slot.block(), slot.place()), ((1 << 28) - 1, 3275));
-        assert!(slot.bits() < 1 << Slot::BITS);
+    /// The floats of a row to write: one that is on its way in, moved, or held under its table's
+    /// lock exclusively.
+    ///
+    /// `write` gets the embedding and the optimizer's state.
+    pub(crate) fn write<T>(&self, row: Row, write: impl FnOnce(&mut [f32], &mut [f32]) -> T) -> T {
+        self.check(&[row]);
+        let Layout { dim, state, .. } = self.layout;
+        // SAFETY: the row is in the mapping (checked); the callers are the thread that brings the
+        // row in or moves it, before any step can pull it, or hold its table's lock exclusively.
+        let (embedding, state) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(self.embedding(row), dim),
+                std::slice::from_raw_parts_mut(self.beside_of(row), state),
+            )
+        };
+        write(embedding, state)
     }
+
+    /// The floats of a row to read: one that no step may push, or under its table's lock.
+    pub(crate) fn read<T>(&self, row: Row, read: impl FnOnce(&[f32], &[f32]) -> T) -> T {
+        self.check(&[row]);
+        let Layout { dim, state, .. } = self.layout;
+        // SAFETY: the row is in the mapping (checked); the callers hold its section, which keeps
+        // it from leaving, and either its table's lock, shared, or know that no staged step has
+        // the row, so that none can push it.
+        let (embedding, state) = unsafe {
+            (
+                std::slice::from_raw_parts(self.embedding(row), dim),
+                std::slice::from_raw_parts(self.beside_of(row), state),
+            )
+        };
+        read(embedding, state)
+    }
+
+    /// When the row was last staged. Only under the lock of the row's section.
+    pub(crate) fn stamp(&self, row: Row) -> u32 {
+        self.stamp_word(row).load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stamp(&self, row: Row, stamp: u32) {
+        self.stamp_word(row).store(stamp, Ordering::Relaxed);
+    }
+
+    /// Copies a row to the place of another; the callers hold both rows' section and no step has
+    /// either.
+    pub(crate) fn relocate(&self, from: Row, to: Row) {
+        self.check(&[from, to]);
+        assert_ne!(from, to, "a row is moved onto itself");
+        // SAFETY: both rows are in the mappings (checked) and distinct, so that they don't overlap;
+        // no staged step has either of them, so that nobody reads or writes their floats.
+        unsafe {
+            let (dim, beside) = (self.layout.dim, self.layout.beside());
+            std::ptr::copy_nonoverlapping(self.embedding(from), self.embedding(to), dim);
+            std::ptr::copy_nonoverlapping(self.beside_of(from), self.beside_of(to), beside);
+        }
+        self.set_dirty(to, self.take_dirty(from));
+    }
+
+    pub(crate) fn is_dirty(&self, row: Row) -> bool {
+        self.dirty_word(row).load(Ordering::Relaxed) & bit(row) != 0
+    }
+
+    /// Says that a row changed since it was last written down, or that it did not.
+    pub(crate) fn set_dirty(&self, row: Row, dirty: bool) {
+        let word = self.dirty_word(row);
+        if dirty && word.load(Ordering::Relaxed) & bit(row) == 0 {
+            word.fetch_or(bit(row), Ordering::Relaxed);
+        } else if !dirty {
+            word.fetch_and(!bit(row), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the row was dirty; it is clean from now on, until it changes.
+    pub(crate) fn take_dirty(&self, row: Row) -> bool {
+        self.dirty_word(row).fetch_and(!bit(row), Ordering::Relaxed) & bit(row) != 0
+    }
+
+    fn check(&self, rows: &[Row]) {
+        let sound = rows.iter().all(|row| row.0 < self.rows || *row == Row::NONE);
+        assert!(sound, "a row lies outside its arena");
+    }
+
+    fn embedding_base(&self) -> *mut f32 {
+        self.embeddings.as_mut_ptr().cast()
+    }
+
+    fn beside_base(&self) -> *mut f32 {
+        self.beside.as_mut_ptr().cast()
+    }
+
+    fn embedding(&self, row: Row) -> *mut f32 {
+        assert!(row.0 < self.rows, "row {} lies outside its arena", row.0);
+        self.embedding_base().wrapping_add(row.0 as usize * self.layout.dim)
+    }
+
+    fn beside_of(&self, row: Row) -> *mut f32 {
+        assert!(row.0 < self.rows, "row {} lies outside its arena", row.0);
+        self.beside_base().wrapping_add(row.0 as usize * self.layout.beside())
+    }
+
+    fn stamp_word(&self, row: Row) -> &std::sync::atomic::AtomicU32 {
+        assert!(self.layout.stamped, "the rows of this arena carry no stamp");
+        let word = self.beside_of(row).wrapping_add(self.layout.state);
+        // SAFETY: the word lies in the mapping (checked by `beside_of`), is aligned for an u32 and
+        // is only ever accessed as an atomic, but for the copy of a row that moves, which its
+        // section's lock orders.
+        unsafe { &*word.cast() }
+    }
+
+    fn dirty_word(&self, row: Row) -> &AtomicU64 {
+        assert!(row.0 < self.rows, "row {} lies outside its arena", row.0);
+        let word = self.dirty.as_mut_ptr().cast::<AtomicU64>().wrapping_add(row.0 as usize / 64);
+        // SAFETY: the mapping has a word for every 64 rows, page-aligned, and is only ever accessed
+        // as atomics, for which any bits are valid.
+        unsafe { &*word }
+    }
+}
+
+fn bit(row: Row) -> u64 {
+    1 << (row.0 % 64)
+}
+
+/// Zeroed memory that is taken when it is touched.
+pub(crate) fn map(bytes: usize, memory: MemoryUse) -> io::Result<MmapMut> {
+    // no swap is reserved: the addresses are more than what is ever used of them
+    let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
+    if memory.budget_bytes >= HUGE_PAGES_FROM_BYTES {
+        // a hint: where the system has no huge pages, small ones serve
+        let _ = map.advise(Advice::HugePage);
+    }
+    if memory.lock {
+        let address = map.as_ptr().cast_mut().cast();
+        // SAFETY: the range is the mapping that was just made; locking changes no byte of it.
+        unsafe { rustix::mm::mlock_with(address, map.len(), MlockFlags::ONFAULT) }?;
+    }
+    Ok(map)
+}
+
+/// Asks the processor to bring in what `x` points at.
+pub(crate) fn prefetch<T>(x: &T) {
+    prefetch_address(std::ptr::from_ref(x).cast());
 }

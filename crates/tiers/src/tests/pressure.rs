@@ -71,7 +71,7 @@ fn a_row_staged_twice_stays_until_both_let_go() {
 fn when_all_fits_nothing_leaves_and_every_repeat_is_a_hit() {
     let scratch = Scratch::new(8 << 20);
     let table = scratch.create_table(&spec("t", 16, Optimizer::Sgd)).unwrap();
-    // as many rows as the budget holds: 8 MiB / 93 B = 90,200; a little less for whole pages
+    // as many rows as the budget holds: 8 MiB / 80 B = 104,857; a little less for whole chunks
     let rows = (8 << 20) / crate::host_bytes_per_row(spec("t", 16, Optimizer::Sgd).layout()) - 1000;
     let keys = batch(table, (0..rows).map(|i| i << 32));
     step(scratch.store(), &keys, 1.0);

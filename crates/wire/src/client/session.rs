@@ -14,7 +14,8 @@ use super::exchange::Exchange;
 use crate::grpc_status::from_grpc_status;
 use crate::proto::request::Request as Asked;
 use crate::proto::response::Result as Outcome;
-use crate::{Code, Endpoint, Error, Pulled, Result, Session, packed, proto, unpack_statuses};
+use crate::words::{stage_of, unpack_statuses};
+use crate::{Code, Endpoint, Error, Pulled, Result, Session, packed, proto};
 
 /// Messages that wait to be sent. A push is as large as a step's rows, so few.
 const REQUESTS_QUEUED_MAX: usize = 8;
@@ -102,6 +103,22 @@ impl GrpcSession {
         Err(Error::new(Code::TooLarge, message))
     }
 
+    /// Pulls a step's rows, with as many statuses as the caller takes.
+    fn ask_rows(
+        &self,
+        step: Step,
+        rows: &mut [f32],
+        statuses: Option<usize>,
+    ) -> Result<proto::Rows> {
+        self.check_rows(rows, statuses.unwrap_or(0))?;
+        let asked = Asked::Pull(proto::Pull { step: step.0, statuses: statuses.is_some() });
+        let id = self.send(asked, || self.exchange.begin_pull(step))?;
+        let outcome = self.exchange.wait_pull(id, step)?;
+        let Outcome::Rows(answer) = outcome else { return Err(unexpected("Rows", &outcome)) };
+        unpack_rows(&answer.rows, rows)?;
+        Ok(answer)
+    }
+
     fn gone(&self) -> Error {
         gone(self.connection.address())
     }
@@ -122,18 +139,24 @@ impl Session for GrpcSession {
 
     fn stage(&self, step: Step, keys: &KeyBatch) -> Result<()> {
         self.check_keys(keys)?;
-        let asked = Asked::Stage(proto::Stage { step: step.0, keys: Some(keys.into()) });
+        let asked = Asked::Stage(stage_of(step, keys));
         let limits = self.connection.limits();
         self.send(asked, || self.exchange.begin_stage(step, &limits)).map(|_| ())
     }
 
     fn pull(&self, step: Step, rows: &mut [f32]) -> Result<Pulled> {
-        self.check_rows(rows, 0)?;
-        let asked = Asked::Pull(proto::Pull { step: step.0 });
-        let id = self.send(asked, || self.exchange.begin_pull(step))?;
-        let outcome = self.exchange.wait_pull(id, step)?;
-        let Outcome::Rows(answer) = outcome else { return Err(unexpected("Rows", &outcome)) };
-        unpack_rows(&answer.rows, rows)?;
+        let answer = self.ask_rows(step, rows, None)?;
+        Ok(Pulled { stalled: Duration::from_nanos(answer.stalled_ns) })
+    }
+
+    fn pull_with_statuses(
+        &self,
+        step: Step,
+        rows: &mut [f32],
+        statuses: &mut [RowStatus],
+    ) -> Result<Pulled> {
+        let answer = self.ask_rows(step, rows, Some(statuses.len()))?;
+        take_statuses(&answer.statuses, statuses)?;
         Ok(Pulled { stalled: Duration::from_nanos(answer.stalled_ns) })
     }
 
@@ -166,14 +189,8 @@ impl Session for GrpcSession {
         let Outcome::LookedUp(answer) = outcome else {
             return Err(unexpected("LookedUp", &outcome));
         };
-        let told = unpack_statuses(&answer.statuses)?;
-        if told.len() != statuses.len() {
-            let message = format!("{} statuses for {} keys", told.len(), keys.len());
-            return Err(Error::new(Code::Internal, message));
-        }
         unpack_rows(&answer.rows, rows)?;
-        statuses.copy_from_slice(&told);
-        Ok(())
+        take_statuses(&answer.statuses, statuses)
     }
 
     fn assign(&self, keys: &KeyBatch, rows: &[f32]) -> Result<()> {
@@ -224,6 +241,17 @@ fn unpack_rows(packed: &[u8], rows: &mut [f32]) -> Result<()> {
         return Err(Error::new(Code::InvalidArgument, message));
     }
     packed::unpack_floats(packed, rows);
+    Ok(())
+}
+
+/// A server that is older than statuses at a pull sends none; that is told, not guessed at.
+fn take_statuses(packed: &[u8], statuses: &mut [RowStatus]) -> Result<()> {
+    let told = unpack_statuses(packed)?;
+    if told.len() != statuses.len() {
+        let message = format!("{} statuses came, the buffer takes {}", told.len(), statuses.len());
+        return Err(Error::new(Code::InvalidArgument, message));
+    }
+    statuses.copy_from_slice(&told);
     Ok(())
 }
 

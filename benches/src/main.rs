@@ -1,0 +1,205 @@
+//! `bench NAME --json FILE`: measures the store beside the limits of the machine that it runs on
+//! and writes what it found. `cargo xtask bench` builds and starts it, adds machine and commit, and
+//! shows the table. It keeps no history.
+
+mod device;
+mod hit_rate;
+mod limits;
+mod measure;
+mod memory;
+mod memory_map;
+mod plot;
+mod policies;
+mod report;
+mod roofline;
+mod ssd;
+mod structures;
+mod train;
+mod workload;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use crate::report::{Outcome, Settings};
+
+/// Measures the store beside the limits of the machine.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Cli {
+    /// Which
+    name: Bench,
+    /// Write the rows here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw plots into this folder
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// Put working files here; the device under it is the one that is measured
+    #[arg(long, value_name = "DIR", default_value = "runs/bench")]
+    scratch: PathBuf,
+    /// The dlrm-worker that `train` runs
+    #[arg(long, value_name = "FILE")]
+    worker: Option<PathBuf>,
+    /// Tiny sizes: whether it runs, not how fast
+    #[arg(long)]
+    quick: bool,
+}
+
+/// A table of benches/README.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Bench {
+    /// Pulls, pushes and stages in RAM beside flat arrays, and the device's reads
+    Roofline,
+    /// The same work through DashMap, RwLock<HashMap> + lru, and ours
+    Structures,
+    /// Policies on traces and generated streams
+    HitRate,
+    /// Misses fetched from SSD beside the device's own reads
+    Ssd,
+    /// Training with tables larger than RAM beside all in RAM
+    Train,
+    /// Bytes beside a row, and whether all rows stay that fit
+    Memory,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let make =
+        |dir: &PathBuf| fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()));
+    make(&cli.scratch)?;
+    let settings =
+        Settings { quick: cli.quick, scratch: cli.scratch.clone(), worker: cli.worker.clone() };
+    let outcome = cli.name.run(&settings)?;
+    if let Some(dir) = &cli.plots {
+        make(dir)?;
+        for plot in &outcome.plots {
+            plot::draw(plot, &dir.join(&plot.name).with_extension("svg"))?;
+        }
+    }
+    let text = serde_json::to_string_pretty(&outcome.value())? + "\n";
+    match &cli.json {
+        Some(path) => fs::write(path, text).with_context(|| format!("write {}", path.display())),
+        None => {
+            eprint!("{text}");
+            Ok(())
+        }
+    }
+}
+
+impl Bench {
+    fn run(self, settings: &Settings) -> Result<Outcome> {
+        match self {
+            Bench::Roofline => roofline::run(settings),
+            Bench::Structures => structures::run(settings),
+            Bench::HitRate => hit_rate::run(settings),
+            Bench::Ssd => ssd::run(settings),
+            Bench::Train => train::run(settings),
+            Bench::Memory => memory::run(settings),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a benchmark at its tiny size, holds its rows to their form, and returns their ids.
+    fn quick(bench: Bench, worker: Option<PathBuf>) -> Vec<String> {
+        // on a device: a folder in memory can't be opened past the page cache
+        let scratch = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let cli = Cli {
+            name: bench,
+            json: Some(scratch.path().join("rows.json")),
+            plots: Some(scratch.path().join("plots")),
+            scratch: scratch.path().to_owned(),
+            worker,
+            quick: true,
+        };
+        run(&cli).unwrap();
+        let text = fs::read_to_string(cli.json.unwrap()).unwrap();
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let rows = found["rows"].as_array().unwrap();
+        for row in rows {
+            assert_eq!(row.as_object().unwrap().len(), 8, "{row}");
+            let (ours, limit) = (row["ours"].as_f64().unwrap(), row["limit"].as_f64().unwrap());
+            // a tiny table stays in caches, so that the device may have nothing to do
+            assert!(ours.is_finite() && ours >= 0.0 && limit.is_finite() && limit >= 0.0, "{row}");
+            assert!(row["case"].as_str().is_some_and(|case| !case.is_empty()), "{row}");
+            assert!(row["goal"].is_string() && row["holds"].is_boolean(), "{row}");
+        }
+        let mut ids: Vec<String> =
+            rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+        ids.dedup();
+        ids
+    }
+
+    fn runs(bench: Bench, wanted: &[&str]) {
+        let ids = quick(bench, None);
+        for id in wanted {
+            assert!(ids.iter().any(|found| found == id), "{id} is not in {ids:?}");
+        }
+    }
+
+    #[test]
+    fn roofline_runs() {
+        runs(
+            Bench::Roofline,
+            &["staged_pull", "push_rowwise_adagrad", "stage_hits", "device_random_reads"],
+        );
+    }
+
+    #[test]
+    fn structures_runs() {
+        runs(Bench::Structures, &["vs_dashmap", "vs_lru"]);
+    }
+
+    #[test]
+    fn ssd_runs() {
+        runs(Bench::Ssd, &["ssd_fetch", "ssd_write_amplification"]);
+    }
+
+    #[test]
+    fn memory_runs() {
+        runs(Bench::Memory, &["ram_per_row", "full_capacity"]);
+    }
+
+    #[test]
+    fn hit_rate_runs() {
+        let wanted = ["rereads_vs_min", "rereads_vs_online", "online_policy"];
+        runs(Bench::HitRate, &wanted);
+    }
+
+    #[test]
+    fn train_runs() {
+        // cargo builds the worker beside this test whenever it tests the whole workspace
+        let tests = std::env::current_exe().unwrap();
+        let worker = tests.ancestors().nth(2).unwrap().join("dlrm-worker");
+        if !worker.exists() {
+            eprintln!("skipped: {} is not built", worker.display());
+            return;
+        }
+        let ids = quick(Bench::Train, Some(worker));
+        assert_eq!(ids, ["train_20x", "train_100x", "stalled_pulls"]);
+    }
+
+    #[test]
+    fn train_says_what_it_lacks() {
+        let scratch = tempfile::tempdir().unwrap();
+        let settings = Settings { quick: true, scratch: scratch.path().to_owned(), worker: None };
+        let error = train::run(&settings).unwrap_err().to_string();
+        assert!(error.contains("--worker"), "{error}");
+    }
+}

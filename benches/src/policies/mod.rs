@@ -1,0 +1,42 @@
+//! Cache policies as references: each is told one key after another and says whether it held it.
+//! They hold no rows, know no store, and are written to be right rather than small.
+
+mod lfu;
+mod list;
+mod lru;
+mod min;
+mod s3_fifo;
+mod staged;
+mod static_top;
+mod swept;
+#[cfg(test)]
+mod tests;
+mod w_tiny_lfu;
+
+pub(crate) use lfu::Lfu;
+pub(crate) use lru::Lru;
+pub(crate) use min::Min;
+pub(crate) use s3_fifo::S3Fifo;
+pub(crate) use staged::{Batches, Foresight, Staged};
+pub(crate) use static_top::StaticTop;
+pub(crate) use swept::Swept;
+pub(crate) use w_tiny_lfu::WTinyLfu;
+
+/// A cache of so many keys. Keys are small numbers, so that policies may index by them.
+pub(crate) trait Policy {
+    /// Whether the key was cached; afterwards it may be.
+    fn access(&mut self, key: u32) -> bool;
+}
+
+/// How many of `keys` are hits.
+pub(crate) fn hits<P: Policy + ?Sized>(policy: &mut P, keys: &[u32]) -> u64 {
+    keys.iter().map(|&key| u64::from(policy.access(key))).sum()
+}
+
+/// The finaliser of splitmix64 (Steele et al., 2014), as a hash of a key.
+pub(crate) fn hash(key: u32) -> u64 {
+    let mut x = u64::from(key).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

@@ -1,0 +1,147 @@
+//! The loops over rows: gather and update, with each row asked for ahead of its use. They check
+//! nothing; the arena has.
+#![allow(unsafe_code)]
+
+use table::Optimizer;
+
+use super::{ROWS_AHEAD, Row};
+
+/// Rows that lie `floats` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Stride {
+    pub(super) base: *mut f32,
+    pub(super) floats: usize,
+}
+
+/// Copies rows of `dim` floats to `out`, one after the other.
+///
+/// # Safety
+/// Every row but [`Row::NONE`] lies in the mapping at `base` and is not written meanwhile; `out`
+/// has room for all.
+pub(super) unsafe fn gather(base: *const f32, dim: usize, rows: &[Row], out: *mut f32) {
+    // SAFETY: the caller's promises are passed on.
+    unsafe {
+        match dim {
+            // a length known at compile time becomes a few wide moves
+            8 => gather_fixed::<8>(base, rows, out),
+            16 => gather_fixed::<16>(base, rows, out),
+            32 => gather_fixed::<32>(base, rows, out),
+            64 => gather_fixed::<64>(base, rows, out),
+            128 => gather_fixed::<128>(base, rows, out),
+            _ => gather_any(base, dim, rows, out),
+        }
+    }
+}
+
+unsafe fn gather_fixed<const DIM: usize>(base: *const f32, rows: &[Row], out: *mut f32) {
+    for (i, &row) in rows.iter().enumerate() {
+        if let Some(&ahead) = rows.get(i + ROWS_AHEAD) {
+            prefetch_row(base, DIM, ahead);
+        }
+        if row == Row::NONE {
+            continue;
+        }
+        // SAFETY: by the caller's promise the row and its place in `out` are there.
+        unsafe {
+            let row = base.add(row.0 as usize * DIM).cast::<[f32; DIM]>();
+            out.add(i * DIM).cast::<[f32; DIM]>().write_unaligned(row.read_unaligned());
+        }
+    }
+}
+
+unsafe fn gather_any(base: *const f32, dim: usize, rows: &[Row], out: *mut f32) {
+    for (i, &row) in rows.iter().enumerate() {
+        if let Some(&ahead) = rows.get(i + ROWS_AHEAD) {
+            prefetch_row(base, dim, ahead);
+        }
+        if row == Row::NONE {
+            continue;
+        }
+        // SAFETY: by the caller's promise the row and its place in `out` are there.
+        unsafe {
+            std::ptr::copy_nonoverlapping(base.add(row.0 as usize * dim), out.add(i * dim), dim);
+        }
+    }
+}
+
+/// Applies one gradient to each row.
+///
+/// # Safety
+/// Every row but [`Row::NONE`] lies in both mappings, no two are the same, and nobody else reads
+/// or writes them meanwhile. `states` is as wide as the optimizer's state, or wider.
+pub(super) unsafe fn update(
+    embeddings: Stride,
+    states: Stride,
+    rows: &[Row],
+    optimizer: &Optimizer,
+    gradients: &[f32],
+    learning_rate: f32,
+) {
+    let dim = embeddings.floats;
+    let rule = optim::Rule::new(optimizer, dim, learning_rate);
+    let state_floats = optimizer.state_floats(dim);
+    for (i, &row) in rows.iter().enumerate() {
+        if let Some(&ahead) = rows.get(i + ROWS_AHEAD) {
+            prefetch_row(embeddings.base, dim, ahead);
+            prefetch_row(states.base, states.floats, ahead);
+        }
+        if row == Row::NONE {
+            continue;
+        }
+        // SAFETY: by the caller's promise the row's floats are there and nobody else's.
+        let (embedding, state) = unsafe {
+            let embedding = embeddings.base.add(row.0 as usize * dim);
+            let state = states.base.add(row.0 as usize * states.floats);
+            (
+                std::slice::from_raw_parts_mut(embedding, dim),
+                std::slice::from_raw_parts_mut(state, state_floats),
+            )
+        };
+        rule.apply(embedding, state, &gradients[i * dim..][..dim]);
+    }
+}
+
+fn prefetch_row(base: *const f32, floats: usize, row: Row) {
+    let first = base.wrapping_add((row.0 as usize).wrapping_mul(floats));
+    for line in (0..floats).step_by(16) {
+        prefetch_address(first.wrapping_add(line).cast());
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn prefetch_address(address: *const u8) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch is a hint; it faults on no address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn prefetch_address(_address: *const u8) {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_gather_copies_each_row_whatever_its_length(
+            dim in prop_oneof![1_usize..40, Just(64), Just(128)],
+            picks in prop::collection::vec(prop::option::weighted(0.9, 0_u64..50), 0..80),
+        ) {
+            let table: Vec<f32> = (0..50 * dim).map(|i| i as f32).collect();
+            let rows: Vec<Row> =
+                picks.iter().map(|pick| pick.map_or(Row::NONE, Row::new)).collect();
+            let mut out = vec![-1.0; rows.len() * dim];
+            // SAFETY: the rows are below 50, of which the table has the floats; `out` has room.
+            unsafe { gather(table.as_ptr(), dim, &rows, out.as_mut_ptr()) };
+            for (out, pick) in out.chunks(dim).zip(&picks) {
+                match pick {
+                    Some(row) => prop_assert_eq!(out, &table[*row as usize * dim..][..dim]),
+                    None => prop_assert!(out.iter().all(|&x| x == -1.0)),
+                }
+            }
+        }
+    }
+}

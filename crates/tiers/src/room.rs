@@ -1,0 +1,398 @@
+//! Room for rows that come: a section takes bytes of the budget while there are some; then the rows
+//! leave that the policy gives least for, the dirty ones by way of `down`; and a row length whose
+//! rows leave quickly takes memory over from one whose rows stay long. Rows that a staged step
+//! holds stay. It brings nothing in.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::MutexGuard;
+use table::TableId;
+
+use crate::class::Class;
+use crate::down::Batch;
+use crate::index::{At, Entry};
+use crate::live::SectionId;
+use crate::section::Section;
+use crate::store::{Inner, Table};
+use crate::stored::encode;
+use crate::tally::add;
+
+/// A row length takes memory over from one whose rows stay so many times as long.
+const RESIDENCE_RATIO: f64 = 1.5;
+/// Of a section's rows, one in so many leaves together with those that must, so that looking for
+/// rows that may leave is worth its cost.
+const LEAVING_SHARE: usize = 256;
+/// Rows that leave beyond those that must, at most.
+const LEAVING_EXTRA_MAX: usize = 1024;
+
+/// The right to make room and to bring rows in: one stage at a time.
+pub(crate) struct Room {
+    /// Batches of rows that left and that the writer has yet to be given, in their order.
+    sealed: Vec<Arc<Batch>>,
+}
+
+/// Room that a stage wants in one section.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Want {
+    pub(crate) id: SectionId,
+    pub(crate) slots: usize,
+}
+
+impl Room {
+    pub(crate) fn new() -> Self {
+        Self { sealed: Vec::new() }
+    }
+}
+
+impl Inner {
+    /// Gives the writer what left. Called without a section's lock, for it may wait.
+    pub(crate) fn send_down(&self, room: &mut Room) {
+        for batch in room.sealed.drain(..) {
+            self.down.send(batch);
+        }
+    }
+
+    /// Sees to it that every section has the vacant slots that are wanted, all at once; false if
+    /// the rest of the budget is held.
+    pub(crate) fn make_room(&self, room: &mut Room, wants: &[Want]) -> bool {
+        let classes = self.classes_now();
+        // What one section gives to another, it may want back: a second look settles it.
+        for _ in 0..3 {
+            let mut settled = true;
+            for want in wants {
+                let class = &classes[want.id.class as usize];
+                let vacant = class.sections[want.id.section as usize].lock().vacant();
+                if vacant < want.slots {
+                    settled = false;
+                    if !self.make_room_in(room, &classes, *want, wants) {
+                        return false;
+                    }
+                }
+            }
+            self.send_down(room);
+            if settled {
+                return true;
+            }
+        }
+        wants.iter().all(|want| {
+            let class = &classes[want.id.class as usize];
+            class.sections[want.id.section as usize].lock().vacant() >= want.slots
+        })
+    }
+
+    fn make_room_in(
+        &self,
+        room: &mut Room,
+        classes: &[Arc<Class>],
+        want: Want,
+        wants: &[Want],
+    ) -> bool {
+        let class = &classes[want.id.class as usize];
+        let missing = |section: &Section| want.slots.saturating_sub(section.vacant());
+        let grow = || {
+            let mut section = class.sections[want.id.section as usize].lock();
+            let missing = missing(&section);
+            missing == 0 || section.grow(missing, self.fair_bytes(classes), &self.budget)
+        };
+        if grow() {
+            return true;
+        }
+        // Another row length gives first, if its rows stay much longer.
+        if classes.len() > 1 {
+            let now = self.stages_now();
+            let residence = |id: SectionId| {
+                let class = &classes[id.class as usize];
+                let mut section = class.sections[id.section as usize].lock();
+                let rows = u64::from(section.rows());
+                section.turnover.residence(rows, now)
+            };
+            let own = residence(want.id);
+            let donor = self.donors(classes, want.id, wants).find(|donor| {
+                let theirs = residence(*donor);
+                theirs > RESIDENCE_RATIO * own
+            });
+            if let Some(donor) = donor
+                && self.take_over(room, classes, donor, want)
+                && grow()
+            {
+                return true;
+            }
+        }
+        let evicted = {
+            let rows = class.sections[want.id.section as usize].lock().rows() as usize;
+            let extra = (rows / LEAVING_SHARE).min(LEAVING_EXTRA_MAX);
+            let missing = missing(&class.sections[want.id.section as usize].lock());
+            self.evict(room, class, want.id, missing + extra, |_| true) >= missing
+        };
+        if evicted {
+            return true;
+        }
+        // The last resort: whoever has rows that nobody holds.
+        let donors: Vec<SectionId> = self.donors(classes, want.id, wants).collect();
+        for donor in donors {
+            self.take_over(room, classes, donor, want);
+            if grow() {
+                return true;
+            }
+        }
+        grow()
+    }
+
+    /// Sections that may give memory: of other row lengths, then of this one; those that a stage
+    /// wants room in come last.
+    fn donors<'a>(
+        &self,
+        classes: &'a [Arc<Class>],
+        taker: SectionId,
+        wants: &'a [Want],
+    ) -> impl Iterator<Item = SectionId> + 'a {
+        let all = classes
+            .iter()
+            .flat_map(|class| (0..class.sections.len()).map(|section| class.id_of(section)));
+        let mut all: Vec<SectionId> = all.filter(|id| *id != taker).collect();
+        all.sort_by_key(|id| {
+            let wanted = wants.iter().any(|want| want.id == *id);
+            (wanted, id.class == taker.class, id.section.abs_diff(taker.section))
+        });
+        all.into_iter()
+    }
+
+    /// Takes the bytes that a section wants from another: rows leave there, others move together,
+    /// and the memory behind them goes back to the budget.
+    fn take_over(
+        &self,
+        room: &mut Room,
+        classes: &[Arc<Class>],
+        donor: SectionId,
+        want: Want,
+    ) -> bool {
+        let taker = &classes[want.id.class as usize];
+        let missing = {
+            let section = taker.sections[want.id.section as usize].lock();
+            want.slots.saturating_sub(section.vacant())
+        };
+        let row_bytes = taker.arena.layout().bytes();
+        let needed = crate::section::bytes_for(row_bytes, missing as u64);
+        let bytes = needed.saturating_sub(self.budget.left());
+        let class = &classes[donor.class as usize];
+        let donor_bytes = class.arena.layout().bytes() as u64;
+        let rows = (bytes.div_ceil(donor_bytes) as usize).max(1);
+        let vacant = class.sections[donor.section as usize].lock().vacant();
+        self.evict(room, class, donor, rows.saturating_sub(vacant), |_| true);
+        class.sections[donor.section as usize].lock().shrink(bytes, &self.budget) > 0
+    }
+
+    /// What a section may hope to get of the budget yet.
+    fn fair_bytes(&self, classes: &[Arc<Class>]) -> u64 {
+        let sections: usize = classes.iter().map(|class| class.sections.len()).sum();
+        self.budget.left() / sections.max(1) as u64
+    }
+
+    /// Lets up to `wanted` rows of a section leave; tells how many left. `may` tables give rows.
+    pub(crate) fn evict(
+        &self,
+        room: &mut Room,
+        class: &Class,
+        id: SectionId,
+        wanted: usize,
+        may: impl Fn(TableId) -> bool,
+    ) -> usize {
+        if wanted == 0 {
+            return 0;
+        }
+        // No stage is between pinning its rows and saying so.
+        let _still = self.pinning.write();
+        let mut section = class.sections[id.section as usize].lock();
+        let tables = self.tables_now();
+        let mut leaving = Vec::with_capacity(wanted);
+        let mut left_of = vec![0_u64; tables.len()];
+        let removals = self.live.removals();
+        if section.removals_seen != removals {
+            section.removals_seen = removals;
+            let mut pinned = Vec::new();
+            self.live.slots_of(id, |slots| pinned.extend_from_slice(slots));
+            section.set_pins(pinned.into_iter());
+        }
+        section.sweep(
+            wanted,
+            |table| {
+                let (at, table) = (table.0 as usize, &tables[table.0 as usize]);
+                let rows = table.tally.rows_host.load(Ordering::Relaxed) - left_of[at];
+                let goes = may(table.id) && rows > table.share_rows.start;
+                left_of[at] += u64::from(goes);
+                goes
+            },
+            &mut leaving,
+        );
+        for row in &leaving {
+            self.leave(room, class, &mut section, &tables, row);
+        }
+        let now = self.stages_now();
+        section.turnover.count(leaving.len() as u64, now);
+        leaving.len()
+    }
+
+    /// Lets one row leave that nobody holds. Clean rows cost no write.
+    fn leave(
+        &self,
+        room: &mut Room,
+        class: &Class,
+        section: &mut MutexGuard<'_, Section>,
+        tables: &[Arc<Table>],
+        leaving: &Entry,
+    ) {
+        let Entry { key, meta, slot, code } = *leaving;
+        let table = &tables[meta.table().0 as usize];
+        let row = section.row(slot);
+        if class.arena.take_dirty(row) {
+            let history = section.history(code);
+            room.sealed.extend(self.put_down(table, key, row, history));
+            if !meta.is_on_ssd() {
+                add(&table.tally.rows_ssd, 1);
+            }
+        }
+        section.leave(leaving);
+        add(&table.tally.evictions, 1);
+        table.tally.rows_host.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Copies a row to those on their way down.
+    fn put_down(
+        &self,
+        table: &Table,
+        key: table::Key,
+        row: crate::arena::Row,
+        history: u8,
+    ) -> Option<Arc<Batch>> {
+        let arena = &table.class.arena;
+        let stamp = table.stamped().then(|| arena.stamp(row));
+        add(&table.tally.writebacks, 1);
+        add(&table.tally.ssd_bytes_written, table.layout.bytes() as u64);
+        self.down.put(table.id, key, |bytes| {
+            arena.read(row, |embedding, state| encode(embedding, state, history, stamp, bytes));
+        })
+    }
+
+    /// Lets every row go that nobody holds, and gives all memory back.
+    pub(crate) fn evict_all(&self, room: &mut Room) {
+        for class in self.classes_now().iter() {
+            for section in 0..class.sections.len() {
+                let id = class.id_of(section);
+                let rows = class.sections[section].lock().rows() as usize;
+                self.evict(room, class, id, rows, |_| true);
+                class.sections[section].lock().shrink(u64::MAX / 2, &self.budget);
+                self.send_down(room);
+            }
+        }
+    }
+
+    /// Writes every row down that is dirty now, and makes RocksDB write its memtables.
+    pub(crate) fn flush(&self) -> crate::Result<()> {
+        self.note_pushes();
+        for class in self.classes_now().iter() {
+            for section in 0..class.sections.len() {
+                self.flush_section(class, section)?;
+            }
+        }
+        let written = {
+            let mut room = self.room.lock();
+            self.send_down(&mut room);
+            self.down.drain()
+        };
+        // an error of the channel means that the writer is gone; the tier says why
+        let _ = written.recv();
+        self.ssd.check()?;
+        crate::meta::write_stages(&self.ssd, self.stages_now())?;
+        if let Some(sketch) = self.sketch.lock().as_ref() {
+            crate::meta::write_sketch(&self.ssd, sketch)?;
+        }
+        self.ssd.flush_rows()
+    }
+
+    /// Says of the rows of pushes so far that they are dirty: a push leaves that to the release of
+    /// its step, or to a flush before.
+    fn note_pushes(&self) {
+        for set in self.live.sets() {
+            self.note_push(&set);
+        }
+    }
+
+    pub(crate) fn note_push(&self, set: &crate::live::PinSet) {
+        if !set.pushed.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        let classes = self.classes_now();
+        for (id, slots) in set.groups() {
+            let class = &classes[id.class as usize];
+            for &slot in slots {
+                class.arena.set_dirty(class.row(id.section, slot), true);
+            }
+        }
+    }
+
+    /// A slice of places at a time, so that stages get in between.
+    fn flush_section(&self, class: &Class, number: usize) -> crate::Result<()> {
+        const SLICE: u32 = 4096;
+        let (mut next, mut shape) = (0, None);
+        loop {
+            let mut room = self.room.lock();
+            self.ssd.check()?;
+            let end = {
+                let mut section = class.sections[number].lock();
+                if *shape.get_or_insert(section.places()) != section.places() {
+                    // all rows have other places: this walk starts anew
+                    (next, shape) = (0, Some(section.places()));
+                }
+                let end = (next + SLICE).min(section.places());
+                let dirty = dirty_rows(class, &section, next..end);
+                self.write_down(&mut room, class, &mut section, &dirty);
+                next = end;
+                section.places()
+            };
+            self.send_down(&mut room);
+            if next >= end {
+                return Ok(());
+            }
+        }
+    }
+
+    fn write_down(
+        &self,
+        room: &mut Room,
+        class: &Class,
+        section: &mut Section,
+        dirty: &[(TableId, At)],
+    ) {
+        let tables = self.tables_now();
+        for rows in dirty.chunk_by(|a, b| a.0 == b.0) {
+            let table = &tables[rows[0].0.0 as usize];
+            let _read = table.rows.read(); // a push to this table is whole, or yet to come
+            for &(_, at) in rows {
+                let Entry { key, meta, slot, code } = section.entry(at);
+                let row = section.row(slot);
+                if class.arena.take_dirty(row) {
+                    let history = section.history(code);
+                    room.sealed.extend(self.put_down(table, key, row, history));
+                    if !meta.is_on_ssd() {
+                        add(&table.tally.rows_ssd, 1);
+                        section.set_meta(at, meta.on_ssd(true));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Dirty rows among these places, by table.
+fn dirty_rows(
+    class: &Class,
+    section: &Section,
+    places: std::ops::Range<u32>,
+) -> Vec<(TableId, At)> {
+    let rows = places.filter_map(|place| section.nth(place));
+    let dirty = rows.filter(|(_, row)| class.arena.is_dirty(section.row(row.slot)));
+    let mut dirty: Vec<(TableId, At)> = dirty.map(|(at, row)| (row.meta.table(), at)).collect();
+    dirty.sort_by_key(|row| row.0);
+    dirty
+}

@@ -1,0 +1,448 @@
+//! A part of the rows of one layout: which rows are there, in which slots, which of them are
+//! pinned. One lock each; a batch takes it once. It reads and writes no floats, and it knows
+//! neither steps nor SSD.
+
+use std::io;
+use std::sync::Arc;
+
+use table::{Key, RowLayout, TableId};
+
+use crate::arena::{Arena, MemoryUse, Row};
+use crate::budget::Budget;
+use crate::index::{self, At, BUCKET_BYTES, Entry, Index, Meta, buckets_for};
+use crate::policy::{Policy, Sweep};
+
+/// Keys between asking for a bucket and looking into it.
+const PROBE_AHEAD: usize = 16;
+/// Bytes of rows that a section takes from the budget at least, unless a row is longer.
+const CHUNK_BYTES: usize = 4 << 10;
+/// Slots that a section can number.
+const SLOTS_MAX: u64 = 1 << 24;
+
+/// A key on its way through a stage.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Probe {
+    pub(crate) hash: u64,
+    pub(crate) position: u32, // in the batch
+    pub(crate) table: TableId,
+}
+
+/// What is known of a row that comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Past {
+    /// It was never here.
+    None,
+    /// It may have been.
+    Unknown,
+    /// It was, and this was stored with it, if anything.
+    Known(Option<u8>),
+}
+
+/// A row that a probe found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hit {
+    pub(crate) slot: u32,
+    pub(crate) row: Row,
+    pub(crate) loading: bool, // from SSD, and not there yet
+}
+
+pub(crate) struct Section {
+    arena: Arc<Arena>,
+    place: Place,
+    index: Index,
+    pins: Vec<u64>, // a bit for each slot: perhaps pinned
+    slots: u32,     // that the budget has paid for
+    touched: u32,   // slots from here on were never used
+    free: Vec<u32>, // vacant slots below `touched`
+    rows: u32,
+    hand: u32, // the place in the index that is swept next
+    policy: Policy,
+    /// Removals of pinned rows that `pins` has seen.
+    pub(crate) removals_seen: u64,
+    /// How fast rows leave.
+    pub(crate) turnover: Turnover,
+}
+
+/// Where a section's rows lie in their arena, and which hashes are its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) base: u64, // the number of its first row
+    pub(crate) slots_max: u32,
+    pub(crate) hash_bits: u32, // the high bits of a hash, which chose the section
+}
+
+/// How fast rows leave a section, against the clock of stages.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Turnover {
+    evictions: u64,
+    since: u64,
+    rows_per_stage: f64,
+}
+
+impl Turnover {
+    /// Stages between two looks at the rate.
+    const WINDOW: u64 = 32;
+
+    pub(crate) fn count(&mut self, rows: u64, now: u64) {
+        self.settle(now);
+        self.evictions += rows;
+    }
+
+    /// Stages that a row stays, at the rate at which rows leave; without end where none leaves.
+    pub(crate) fn residence(&mut self, rows: u64, now: u64) -> f64 {
+        self.settle(now);
+        let fresh = self.evictions as f64 / (now - self.since).max(Self::WINDOW) as f64;
+        rows as f64 / self.rows_per_stage.max(fresh)
+    }
+
+    fn settle(&mut self, now: u64) {
+        let stages = now - self.since;
+        if stages >= Self::WINDOW {
+            let fresh = self.evictions as f64 / stages as f64;
+            self.rows_per_stage = (self.rows_per_stage + fresh) / 2.0;
+            if self.evictions == 0 && stages > 8 * Self::WINDOW {
+                self.rows_per_stage = 0.0;
+            }
+            (self.evictions, self.since) = (0, now);
+        }
+    }
+}
+
+/// Slots that a section numbers at most, for rows of so many bytes under a share of the budget.
+pub(crate) fn slots_max(row_bytes: usize, share_bytes: u64) -> u32 {
+    (share_bytes / row_bytes as u64).clamp(1, SLOTS_MAX) as u32
+}
+
+/// Slots that come and go together.
+fn chunk_slots(row_bytes: usize) -> u32 {
+    (CHUNK_BYTES / row_bytes).clamp(1, 64) as u32
+}
+
+/// Bytes of the budget for so many slots in one section.
+pub(crate) fn bytes_for(row_bytes: usize, slots: u64) -> u64 {
+    let chunk = u64::from(chunk_slots(row_bytes));
+    let slots = slots.div_ceil(chunk) * chunk;
+    paid(row_bytes, slots) + (buckets_for(slots as usize) * BUCKET_BYTES) as u64
+}
+
+/// Bytes of the host-RAM budget that one cached row takes when the budget is full: the row itself,
+/// four bits, and its share of the index (128 bytes for 8.28 rows).
+pub fn host_bytes_per_row(layout: RowLayout) -> u64 {
+    let rows = 1 << 20; // so that rounding vanishes
+    bytes_for(layout.bytes(), rows).div_ceil(rows)
+}
+
+/// Two bits that say whether a row is dirty and pinned, and two of the policy's ghosts, make half a
+/// byte for each slot.
+fn paid(row_bytes: usize, slots: u64) -> u64 {
+    slots * row_bytes as u64 + slots.div_ceil(2)
+}
+
+impl Section {
+    /// An empty section. No memory is touched until rows come.
+    pub(crate) fn reserve(arena: Arc<Arena>, place: Place, memory: MemoryUse) -> io::Result<Self> {
+        let slots = place.slots_max as usize;
+        Ok(Self {
+            arena,
+            place,
+            index: Index::reserve(slots, place.hash_bits, memory)?,
+            pins: Vec::new(),
+            slots: 0,
+            touched: 0,
+            free: Vec::new(),
+            rows: 0,
+            hand: 0,
+            policy: Policy::new(0),
+            removals_seen: 0,
+            turnover: Turnover::default(),
+        })
+    }
+
+    pub(crate) fn rows(&self) -> u32 {
+        self.rows
+    }
+
+    /// Slots that a row may take at once.
+    pub(crate) fn vacant(&self) -> usize {
+        self.free.len() + (self.slots - self.touched) as usize
+    }
+
+    pub(crate) fn row(&self, slot: u32) -> Row {
+        assert!(slot < self.touched, "slot {slot} was never used");
+        Row::new(self.place.base + u64::from(slot))
+    }
+
+    /// Places for rows, taken or not, and what is at each.
+    pub(crate) fn places(&self) -> u32 {
+        self.index.places()
+    }
+
+    /// The row at a place, if one is there.
+    pub(crate) fn nth(&self, place: u32) -> Option<(At, Entry)> {
+        self.index.nth(place)
+    }
+
+    pub(crate) fn entry(&self, at: At) -> Entry {
+        self.index.entry(at)
+    }
+
+    pub(crate) fn set_meta(&mut self, at: At, meta: Meta) {
+        self.index.set_meta(at, meta);
+    }
+
+    /// What is worth keeping of a row's past when it leaves.
+    pub(crate) fn history(&self, code: u8) -> u8 {
+        self.policy.history(code)
+    }
+
+    /// Looks keys up and pins those that are here; each is told to `found`, the others too, with
+    /// `None`. A hit counts as a use, which the policy hears of.
+    ///
+    /// Each bucket is asked for ahead of its use.
+    pub(crate) fn probe(
+        &mut self,
+        probes: &[Probe],
+        keys: &[Key],
+        next_uses: Option<&[u32]>,
+        now: u64,
+        mut found: impl FnMut(&Probe, Option<Hit>),
+    ) {
+        probes.iter().take(PROBE_AHEAD).for_each(|probe| self.index.prefetch(probe.hash));
+        for (i, probe) in probes.iter().enumerate() {
+            if let Some(ahead) = probes.get(i + PROBE_AHEAD) {
+                self.index.prefetch(ahead.hash);
+            }
+            let position = probe.position as usize;
+            let at = self.index.find(probe.hash, probe.table, keys[position]);
+            let hit = at.map(|at| {
+                let Entry { meta, slot, code, .. } = self.index.entry(at);
+                self.pin(slot);
+                let new = match next_uses {
+                    Some(next_uses) => self.policy.foreseen(now, next_uses[position]),
+                    None => self.policy.hit(probe.hash, code),
+                };
+                // a line that is not written need not go back to memory
+                if new != code {
+                    self.index.set_code(at, new);
+                }
+                let row = Row::new(self.place.base + u64::from(slot));
+                Hit { slot, row, loading: meta.is_loading() }
+            });
+            found(probe, hit);
+        }
+    }
+
+    /// Where a row is, if it is here. No use is counted and nothing is pinned.
+    pub(crate) fn find(&self, hash: u64, table: TableId, key: Key) -> Option<At> {
+        self.index.find(hash, table, key)
+    }
+
+    /// Takes a vacant slot for a row, pinned. There must be one.
+    pub(crate) fn claim(
+        &mut self,
+        probe: &Probe,
+        key: Key,
+        meta: Meta,
+        past: Past,
+        next_use: Option<u32>,
+        now: u64,
+    ) -> Hit {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            assert!(self.touched < self.slots, "there is a vacant slot for every row that comes");
+            self.touched += 1;
+            self.touched - 1
+        });
+        let code = match (next_use, past) {
+            (Some(next_use), _) => self.policy.foreseen(now, next_use),
+            (None, Past::None) => self.policy.first_touch(),
+            (None, Past::Unknown) => self.policy.insert(probe.hash, None),
+            (None, Past::Known(history)) => self.policy.insert(probe.hash, history),
+        };
+        self.index.insert(probe.hash, Entry { key, meta, slot, code });
+        self.rows += 1;
+        self.pin(slot);
+        Hit { slot, row: self.row(slot), loading: meta.is_loading() }
+    }
+
+    /// Tells the policy what was stored with a row, now that it has been read.
+    pub(crate) fn recall(&mut self, at: At, history: u8) {
+        let code = self.policy.recall(self.index.entry(at).code, history);
+        self.index.set_code(at, code);
+    }
+
+    /// Forgets a row because others want its place more.
+    pub(crate) fn leave(&mut self, row: &Entry) {
+        let hash = index::hash(row.meta.table(), row.key);
+        self.policy.left(hash, row.code);
+        let at = self.index.find(hash, row.meta.table(), row.key);
+        self.forget(at.expect("a row leaves once"));
+    }
+
+    /// Forgets a row.
+    pub(crate) fn forget(&mut self, at: At) {
+        self.free.push(self.index.entry(at).slot);
+        self.index.remove(at);
+        self.rows -= 1;
+    }
+
+    fn pin(&mut self, slot: u32) {
+        let word = slot as usize / 64;
+        if word >= self.pins.len() {
+            self.pins.resize(word + 1, 0);
+        }
+        self.pins[word] |= 1 << (slot % 64);
+    }
+
+    pub(crate) fn is_pinned(&self, slot: u32) -> bool {
+        self.pins.get(slot as usize / 64).is_some_and(|word| word >> (slot % 64) & 1 != 0)
+    }
+
+    /// Forgets what is pinned and pins these.
+    pub(crate) fn set_pins(&mut self, slots: impl Iterator<Item = u32>) {
+        self.pins.fill(0);
+        slots.for_each(|slot| self.pin(slot));
+    }
+
+    /// Finds up to `wanted` rows that may leave: not pinned, not on their way in, and of a table
+    /// that `may` lets go. The hand goes round once as the policy says; if that is not enough, a
+    /// second time for the least worth keeping of those that it passed.
+    pub(crate) fn sweep(
+        &mut self,
+        wanted: usize,
+        mut may: impl FnMut(TableId) -> bool,
+        leaving: &mut Vec<Entry>,
+    ) {
+        let mut seen = [0_u32; 256];
+        let before = leaving.len();
+        for round in 0..2 {
+            let missing = (wanted - (leaving.len() - before)) as u32;
+            let least = (round == 1).then(|| least_of(&seen, missing));
+            for _ in 0..self.places() {
+                if leaving.len() - before == wanted {
+                    return;
+                }
+                let place = self.hand;
+                self.hand = if place + 1 >= self.places() { 0 } else { place + 1 };
+                let Some((at, row)) = self.index.nth(place) else { continue };
+                if row.meta.is_loading() || self.is_pinned(row.slot) {
+                    continue;
+                }
+                let goes = match least {
+                    Some(least) => self.policy.worth(row.code) <= least,
+                    None => match self.policy.sweep(row.code) {
+                        Sweep::Evict => true,
+                        Sweep::Keep(code) => {
+                            self.index.set_code(at, code);
+                            seen[usize::from(self.policy.worth(code))] += 1;
+                            false
+                        }
+                    },
+                };
+                if goes && may(row.meta.table()) {
+                    leaving.push(row);
+                    self.pin(row.slot); // so that it is not taken twice
+                }
+            }
+        }
+    }
+
+    /// Pays for `wanted` more vacant slots than there are, if the budget has the bytes.
+    pub(crate) fn grow(&mut self, wanted: usize, fair_bytes: u64, budget: &Budget) -> bool {
+        let row_bytes = self.arena.layout().bytes();
+        let chunk = chunk_slots(row_bytes);
+        // an eighth more than there are, so that growing is seldom; only what is wanted, if that is
+        // all that can be had
+        for ahead in [self.slots / 8, 0] {
+            let more = (wanted as u32).max(ahead).div_ceil(chunk) * chunk;
+            let Some(slots) = self.slots.checked_add(more) else { continue };
+            if slots <= self.place.slots_max && self.grow_to(slots, fair_bytes, budget) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn grow_to(&mut self, slots: u32, fair_bytes: u64, budget: &Budget) -> bool {
+        let row_bytes = self.arena.layout().bytes();
+        let mut buckets = self.index.buckets();
+        if buckets < buckets_for(slots as usize) {
+            // The index is built anew each time: a quarter more than is needed now, but no more
+            // than what this section can hope for.
+            let hope = u64::from(slots) + fair_bytes / (row_bytes as u64 + 16);
+            let ahead = u64::from(slots + slots / 4).min(hope).min(u64::from(self.place.slots_max));
+            let most = buckets_for((ahead as usize).max(slots as usize));
+            let bytes = |buckets: usize| ((buckets - self.index.buckets()) * BUCKET_BYTES) as u64;
+            buckets =
+                if bytes(most) * 8 <= budget.left() { most } else { buckets_for(slots as usize) };
+        }
+        let index_bytes = ((buckets - self.index.buckets()) * BUCKET_BYTES) as u64;
+        let row_slots = paid(row_bytes, u64::from(slots)) - paid(row_bytes, u64::from(self.slots));
+        if !budget.take(row_slots + index_bytes) {
+            return false;
+        }
+        self.slots = slots;
+        if buckets > self.index.buckets() {
+            self.index.resize(buckets);
+        }
+        self.policy.set_capacity(self.slots as usize);
+        true
+    }
+
+    /// Gives slots back to the budget until `bytes` are given or no more can be: rows behind the
+    /// new end move into vacant slots before it. Tells how many bytes came free.
+    pub(crate) fn shrink(&mut self, bytes: u64, budget: &Budget) -> u64 {
+        let row_bytes = self.arena.layout().bytes();
+        let chunk = chunk_slots(row_bytes);
+        let wanted = (bytes.div_ceil(row_bytes as u64) as u32).div_ceil(chunk) * chunk;
+        let most = (self.vacant() as u32) / chunk * chunk;
+        let mut end = self.slots - wanted.min(most).min(self.slots);
+        let behind = |index: &Index, end: u32| -> Vec<(At, Entry)> {
+            let rows = (0..index.places()).filter_map(|place| index.nth(place));
+            rows.filter(|(_, row)| row.slot >= end).collect()
+        };
+        // what can't move stays, and with it all before it
+        let mut moving = behind(&self.index, end);
+        let stuck = |row: &Entry| row.meta.is_loading() || self.is_pinned(row.slot);
+        if let Some(last) = moving.iter().filter(|(_, row)| stuck(row)).map(|row| row.1.slot).max()
+        {
+            end = ((last + 1).div_ceil(chunk) * chunk).min(self.slots);
+            moving.retain(|(_, row)| row.slot >= end);
+        }
+        // taken from the back: slots that were used before, then the lowest that never were
+        let mut vacant: Vec<u32> = (self.touched.min(end)..end).rev().collect();
+        vacant.extend(self.free.iter().copied().filter(|&slot| slot < end));
+        for (at, row) in moving {
+            let to = vacant.pop().expect("there are vacant slots for all that move");
+            self.touched = self.touched.max(to + 1);
+            self.index.set_slot(at, to);
+            let number = |slot: u32| Row::new(self.place.base + u64::from(slot));
+            self.arena.relocate(number(row.slot), number(to));
+        }
+        let freed = paid(row_bytes, u64::from(self.slots)) - paid(row_bytes, u64::from(end));
+        self.touched = self.touched.min(end);
+        vacant.retain(|&slot| slot < self.touched);
+        self.free = vacant;
+        self.slots = end;
+        budget.give(freed);
+        let mut all = freed;
+        if self.rows == 0 && self.slots == 0 {
+            let index_bytes = (self.index.buckets() * BUCKET_BYTES) as u64;
+            self.index.resize(0);
+            self.hand = 0;
+            budget.give(index_bytes);
+            all += index_bytes;
+        }
+        self.policy.set_capacity(self.slots as usize);
+        all
+    }
+}
+
+/// The least worth so that `missing` rows have it or less.
+fn least_of(seen: &[u32; 256], missing: u32) -> u8 {
+    let mut sum = 0;
+    let enough = (0..=u8::MAX).find(|&worth| {
+        sum += seen[usize::from(worth)];
+        sum >= missing
+    });
+    enough.unwrap_or(u8::MAX)
+}

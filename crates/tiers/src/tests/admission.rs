@@ -1,0 +1,182 @@
+//! Who gets a row, and for how long.
+
+use table::{Admission, Expiry, Key, KeyBatch, Optimizer, RowStatus, TableId, TableSpec};
+use testkit::RowStore;
+
+use super::{ADAGRAD, HUGE, Scratch, TINY, batch, spec, step};
+
+fn after_sights(name: &str, sights: u32) -> TableSpec {
+    TableSpec { admission: Admission::AfterSights(sights), ..spec(name, 4, ADAGRAD) }
+}
+
+fn expiring(name: &str, expiry: Expiry) -> TableSpec {
+    TableSpec { expiry, ..spec(name, 600, ADAGRAD) }
+}
+
+fn initial(spec: &TableSpec, key: u64) -> Vec<f32> {
+    let mut row = vec![0.0; spec.dim as usize];
+    spec.initial_embedding(Key(key), &mut row);
+    row
+}
+
+#[test]
+fn a_key_gets_a_row_at_its_kth_sight_and_is_answered_as_not_admitted_before() {
+    let mut scratch = Scratch::new(HUGE);
+    let spec = after_sights("t", 3);
+    let table = scratch.create_table(&spec).unwrap();
+    let keys = batch(table, [5, 9]);
+    for sight in 1..=2 {
+        let staged = scratch.store().stage(&keys).unwrap();
+        assert_eq!(staged.statuses(), [RowStatus::NotAdmitted; 2], "sight {sight}");
+        let rows = scratch.pull(&staged).unwrap();
+        assert_eq!(rows, [initial(&spec, 5), initial(&spec, 9)].concat());
+        scratch.store().push(&staged, &[1.0; 8], 0.1).unwrap(); // dropped
+    }
+    let status = scratch.store().status();
+    assert_eq!((status.tables[0].rows, status.tables[0].counters.not_admitted), (0, 4));
+    assert_eq!(status.host_ram_used_bytes, 0, "what is not admitted takes no memory");
+    scratch.close_and_reopen(); // sights last
+    let staged = scratch.store().stage(&keys).unwrap();
+    assert_eq!(staged.statuses(), [RowStatus::Initialised; 2]);
+    scratch.store().push(&staged, &[1.0; 8], 0.1).unwrap();
+    assert_ne!(scratch.pull(&staged).unwrap()[..4], initial(&spec, 5));
+    assert_eq!(scratch.store().status().tables[0].rows, 2);
+}
+
+#[test]
+fn a_row_that_was_admitted_stays_so_when_it_left_ram() {
+    let scratch = Scratch::new(TINY);
+    let table = scratch.create_table(&after_sights("t", 2)).unwrap();
+    let other = scratch.create_table(&spec("other", 600, Optimizer::Sgd)).unwrap();
+    for _ in 0..2 {
+        step(scratch.store(), &batch(table, 0..50), 1.0);
+    }
+    for start in (0..500).step_by(50) {
+        step(scratch.store(), &batch(other, start..start + 50), 1.0);
+    }
+    *scratch.store().inner().sketch.lock() = None; // the sketch has forgotten all
+    let staged = scratch.store().stage(&batch(table, 0..50)).unwrap();
+    let mut found = staged.statuses().to_vec();
+    found.dedup();
+    assert!(found.iter().all(|s| matches!(s, RowStatus::Ssd | RowStatus::Host)), "{found:?}");
+}
+
+/// A gradient must meet its own row when a row before it is missing.
+#[test]
+fn gradients_meet_their_rows_when_others_are_not_admitted() {
+    let scratch = Scratch::new(HUGE);
+    let spec = after_sights("t", 2);
+    let table = scratch.create_table(&spec).unwrap();
+    for _ in 0..2 {
+        step(scratch.store(), &batch(table, [2, 4, 6]), 0.0);
+    }
+    let before = scratch.lookup(&batch(table, [2, 4, 6])).unwrap().0;
+    let keys = batch(table, 1..7); // 1, 3 and 5 are new
+    let staged = scratch.store().stage(&keys).unwrap();
+    let gradients: Vec<f32> = (1..7).flat_map(|key| [key as f32; 4]).collect();
+    scratch.store().push(&staged, &gradients, 1.0).unwrap();
+    drop(staged);
+    let after = scratch.lookup(&batch(table, [2, 4, 6])).unwrap().0;
+    for (i, key) in [2.0_f32, 4.0, 6.0].into_iter().enumerate() {
+        let moved = key / ((0.1 + key * key).sqrt() + 1e-10);
+        for j in 0..4 {
+            let (before, after) = (before[i * 4 + j], after[i * 4 + j]);
+            assert!((before - moved - after).abs() < 1e-6, "{before} - {moved} is not {after}");
+        }
+    }
+}
+
+#[test]
+fn a_row_that_nobody_stages_expires_in_ram_and_on_ssd() {
+    for (budget, tier) in [(HUGE, RowStatus::Host), (TINY, RowStatus::Ssd)] {
+        let scratch = Scratch::new(budget);
+        let spec = expiring("t", Expiry::Steps(40));
+        let table = scratch.create_table(&spec).unwrap();
+        let other = scratch.create_table(&super::spec("other", 600, Optimizer::Sgd)).unwrap();
+        let pass = |steps: std::ops::Range<u64>| {
+            for i in steps {
+                step(scratch.store(), &batch(other, i * 40..(i + 1) * 40), 1.0);
+            }
+        };
+        step(scratch.store(), &batch(table, [7]), 1.0);
+        let trained = scratch.lookup(&batch(table, [7])).unwrap().0;
+        assert_ne!(trained, initial(&spec, 7));
+        pass(0..39);
+        let (rows, statuses) = scratch.lookup(&batch(table, [7])).unwrap();
+        assert_eq!((rows, statuses), (trained.clone(), vec![tier]), "40 steps are not too many");
+        let staged = scratch.store().stage(&batch(table, [7])).unwrap(); // young again
+        assert_eq!((scratch.pull(&staged).unwrap(), staged.statuses()), (trained, &[tier][..]));
+        drop(staged);
+        pass(100..141);
+        let (rows, statuses) = scratch.lookup(&batch(table, [7])).unwrap();
+        assert_eq!((rows, statuses), (initial(&spec, 7), vec![RowStatus::Initialised]));
+        let staged = scratch.store().stage(&batch(table, [7])).unwrap();
+        assert_eq!(staged.statuses(), [RowStatus::Initialised], "{tier:?}");
+        assert_eq!(scratch.pull(&staged).unwrap(), initial(&spec, 7));
+        let status = scratch.store().status();
+        assert_eq!((status.tables[0].counters.expired, status.tables[0].rows), (1, 1));
+        drop(staged);
+        scratch.store().close().unwrap();
+    }
+}
+
+#[test]
+fn the_clock_of_steps_goes_on_where_it_stopped() {
+    let mut scratch = Scratch::new(HUGE);
+    let spec = expiring("t", Expiry::Steps(5));
+    let table = scratch.create_table(&spec).unwrap();
+    step(scratch.store(), &batch(table, [1]), 1.0);
+    for _ in 0..3 {
+        scratch.close_and_reopen();
+        step(scratch.store(), &batch(table, [2]), 1.0);
+    }
+    assert_eq!(scratch.lookup(&batch(table, [1])).unwrap().1, [RowStatus::Ssd]);
+    for _ in 0..3 {
+        step(scratch.store(), &batch(table, [2]), 1.0);
+    }
+    assert_eq!(scratch.lookup(&batch(table, [1])).unwrap().1, [RowStatus::Initialised]);
+}
+
+#[test]
+fn statuses_say_which_tier_had_each_row() {
+    let mut scratch = Scratch::new(HUGE);
+    let table = scratch.create_table(&spec("t", 3, ADAGRAD)).unwrap();
+    let strict = scratch.create_table(&after_sights("strict", 2)).unwrap();
+    step(scratch.store(), &batch(table, [1, 2]), 1.0);
+    scratch.close_and_reopen();
+    step(scratch.store(), &batch(table, [2]), 1.0);
+    let mut keys = batch(table, [1, 2, 3]);
+    keys.push_run(strict, &[Key(8)]).unwrap();
+    let staged = scratch.store().stage(&keys).unwrap();
+    use RowStatus::{Host, Initialised, NotAdmitted, Ssd};
+    assert_eq!(staged.statuses(), [Ssd, Host, Initialised, NotAdmitted]);
+    let totals = scratch.store().status().totals();
+    assert_eq!((totals.host.hits, totals.ssd.hits, totals.not_admitted), (1, 2, 1));
+}
+
+#[test]
+fn a_tables_share_of_ram_has_a_floor_and_a_ceiling() {
+    let mut scratch = Scratch::new(TINY);
+    let row_bytes = crate::host_bytes_per_row(spec("t", 600, Optimizer::Sgd).layout());
+    let share = |table: &str, min: u64, max: u64| crate::TableShare {
+        table: table.to_owned(),
+        host_bytes_min: min * row_bytes,
+        host_bytes_max: max * row_bytes,
+    };
+    scratch.config.shares = vec![share("kept", 20, 1000), share("bounded", 0, 30)];
+    scratch.close_and_reopen();
+    let create = |name| scratch.create_table(&spec(name, 600, Optimizer::Sgd)).unwrap();
+    let [kept, bounded, free] = ["kept", "bounded", "free"].map(create);
+    step(scratch.store(), &batch(kept, 0..20), 1.0);
+    for start in (0..600).step_by(30) {
+        step(scratch.store(), &batch(bounded, start..start + 30), 1.0);
+        assert!(scratch.store().status().tables[1].host.rows <= 30);
+        step(scratch.store(), &batch(free, start..start + 30), 1.0);
+        assert_eq!(scratch.store().status().tables[0].host.rows, 20);
+    }
+    let keys: KeyBatch = batch(TableId(kept.0), 0..20);
+    assert_eq!(scratch.lookup(&keys).unwrap().1, [RowStatus::Host; 20]);
+    // a batch beyond the ceiling can't be staged while its own rows are all that there is
+    let error = scratch.store().stage(&batch(bounded, 0..40)).err().unwrap();
+    assert!(matches!(error, crate::Error::ShareTooSmall { .. }), "{error}");
+}
