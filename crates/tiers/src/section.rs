@@ -16,6 +16,8 @@ use crate::policy::{Policy, Sweep};
 const PROBE_AHEAD: usize = 16;
 /// Bytes of rows that a section takes from the budget at least, unless a row is longer.
 const CHUNK_BYTES: usize = 4 << 10;
+/// The index grows by one bucket in so many at least.
+const STEP_SHARE: usize = 64;
 /// Slots that a section can number.
 const SLOTS_MAX: u64 = 1 << 24;
 
@@ -365,15 +367,18 @@ impl Section {
     fn grow_to(&mut self, slots: u32, fair_bytes: u64, budget: &Budget) -> bool {
         let row_bytes = self.arena.layout().bytes();
         let mut buckets = self.index.buckets();
-        if buckets < buckets_for(slots as usize) {
-            // The index is built anew each time: a quarter more than is needed now, but no more
-            // than what this section can hope for.
-            let hope = u64::from(slots) + fair_bytes / (row_bytes as u64 + 16);
+        let needed = buckets_for(slots as usize);
+        if buckets < needed {
+            // The index is built anew each time: for a quarter more rows than now, but no more than
+            // this section can hope for; and never for a few only, for then it would be built again
+            // for each few that come while the last of the budget goes.
+            let hope = u64::from(self.slots) + fair_bytes / (row_bytes as u64 + 16);
             let ahead = u64::from(slots + slots / 4).min(hope).min(u64::from(self.place.slots_max));
-            let most = buckets_for((ahead as usize).max(slots as usize));
+            let least = needed.max(buckets + buckets / STEP_SHARE);
+            let most = buckets_for((ahead as usize).max(slots as usize)).max(least);
+            let row_bytes = paid(row_bytes, u64::from(slots - self.slots));
             let bytes = |buckets: usize| ((buckets - self.index.buckets()) * BUCKET_BYTES) as u64;
-            buckets =
-                if bytes(most) * 8 <= budget.left() { most } else { buckets_for(slots as usize) };
+            buckets = if bytes(most) + row_bytes <= budget.left() { most } else { least };
         }
         let index_bytes = ((buckets - self.index.buckets()) * BUCKET_BYTES) as u64;
         let row_slots = paid(row_bytes, u64::from(slots)) - paid(row_bytes, u64::from(self.slots));

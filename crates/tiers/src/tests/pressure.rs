@@ -83,6 +83,29 @@ fn when_all_fits_nothing_leaves_and_every_repeat_is_a_hit() {
     assert_eq!(totals.host.bytes_written, 2 * rows * 64);
 }
 
+/// While the last bytes of a budget go, the index must not be built anew for each few rows.
+#[test]
+fn a_budget_fills_to_its_end_without_building_the_index_again_and_again() {
+    let scratch = Scratch::new(24 << 20);
+    let table = scratch.create_table(&spec("t", 16, Optimizer::Sgd)).unwrap();
+    let section = || scratch.store().inner().classes_now()[0].sections[0].lock().places();
+    let (mut places, mut builds) = (0, 0);
+    for start in 0.. {
+        step(scratch.store(), &batch(table, start * 500..(start + 1) * 500), 1.0);
+        if section() != places {
+            (places, builds) = (section(), builds + 1);
+        }
+        if scratch.store().status().totals().evictions > 0 {
+            break;
+        }
+    }
+    assert!(builds < 60, "the index was built {builds} times");
+    let status = scratch.store().status();
+    let beside = status.host_ram_used_bytes as f64 / status.tables[0].host.rows as f64 - 64.0;
+    let index = 128.0 / 9.0 * f64::from(section()) / status.tables[0].host.rows as f64;
+    assert!(beside < 17.0, "{beside} bytes a row beside the row, {index} of them the index");
+}
+
 #[test]
 fn counts_are_exact_through_evictions() {
     let scratch = Scratch::new(TINY);
