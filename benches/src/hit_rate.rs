@@ -222,8 +222,9 @@ fn plot(
             })
             .collect(),
     });
+    let file = stream.replace(|c: char| !c.is_ascii_alphanumeric() && c != '_', "-");
     Plot {
-        name: format!("hit-rate-{stream}"),
+        name: format!("hit-rate-{file}"),
         title: format!("Misses that are no first touches: {stream}"),
         x: Axis { label: "capacity, % of distinct keys".to_owned(), log: true },
         y: Axis { label: "re-reads, % of accesses".to_owned(), log: false },

@@ -150,7 +150,7 @@ const LIFE_PER_USE: u8 = 16;
 /// The byte of a row whose ghost was there.
 const RETURNED: u8 = 27;
 /// The least life of a row that was used so often.
-const LIFE_OF_LEVEL: [u8; LEVEL_MAX as usize + 1] = [0, 0, 1, 3, 6, 12, 24, 31];
+const LIFE_OF_LEVEL: [u8; LEVEL_MAX as usize + 1] = [0, 1, 2, 4, 8, 16, 31, 31];
 /// One in so many swept rows is to leave.
 const SWEPT_PER_LEAVING: u64 = 16;
 
@@ -236,7 +236,7 @@ impl Horizon {
     const SHIFT_FIRST: u32 = 12;
     const SHIFT_MAX: u32 = 24;
     /// One in so many swept rows is to leave.
-    const SWEPT_PER_LEAVING: u64 = 64;
+    const SWEPT_PER_LEAVING: u64 = 128;
     /// For so many steps a row may be held, which hides it from the hand.
     const HELD_STEPS_MAX: u64 = 128;
 
@@ -431,5 +431,190 @@ impl Ghosts {
         let mixed = (key_hash ^ key_hash >> 31).wrapping_mul(0xd6e8_feb8_6659_fd93);
         let place = (u128::from(mixed) * self.buckets.len() as u128) >> 64;
         (place as usize, u128::from((mixed >> 8) % 65_535 + 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows in slots under a hand that takes one row at a time.
+    struct Slots {
+        policy: Policy,
+        rows: Vec<(u64, u8)>, // key and byte
+        hand: usize,
+    }
+
+    impl Slots {
+        fn full(capacity: usize, step: u64, steps: impl Fn(u64) -> Option<u32>) -> Self {
+            let mut policy = Policy::new(capacity);
+            let rows = (0..capacity as u64)
+                .map(|key| match steps(key) {
+                    Some(steps) => (key, policy.foreseen(step, steps)),
+                    None => (key, policy.first_touch()),
+                })
+                .collect();
+            Self { policy, rows, hand: 0 }
+        }
+
+        /// Takes the slot of the row that leaves; `None` if a turn finds none.
+        fn evict(&mut self) -> Option<u64> {
+            for _ in 0..2 * self.rows.len() {
+                let slot = self.hand;
+                self.hand = (slot + 1) % self.rows.len();
+                let (key, code) = self.rows[slot];
+                match self.policy.sweep(code) {
+                    Sweep::Keep(code) => self.rows[slot].1 = code,
+                    Sweep::Evict => {
+                        self.policy.left(table::mix(key), code);
+                        self.rows[slot] = (u64::MAX, self.policy.first_touch());
+                        return Some(key);
+                    }
+                }
+            }
+            None
+        }
+    }
+
+    #[test]
+    fn the_unused_leave_first_and_in_the_order_of_the_slots() {
+        let mut slots = Slots::full(100, 0, |_| None);
+        for key in 0..50 {
+            let code = slots.rows[key].1;
+            slots.rows[key].1 = slots.policy.hit(table::mix(key as u64), code);
+        }
+        let left: Vec<u64> = (0..50).filter_map(|_| slots.evict()).collect();
+        assert_eq!(left, (50..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_row_that_comes_back_soon_is_kept_longer_than_a_new_one() {
+        let mut slots = Slots::full(1000, 0, |_| None);
+        let key = slots.evict().unwrap();
+        let returned = slots.policy.insert(table::mix(key), None);
+        assert_eq!(returned, RETURNED);
+        assert_eq!(slots.policy.insert(table::mix(key), None), FRESH, "its ghost is gone");
+        assert_eq!(slots.policy.insert(table::mix(77_777), None), FRESH);
+    }
+
+    #[test]
+    fn a_level_outlives_the_row() {
+        let mut policy = Policy::new(1000);
+        let mut code = policy.first_touch();
+        for _ in 0..1000 {
+            code = policy.hit(1, code);
+        }
+        let history = policy.history(code);
+        assert_eq!(history, LEVEL_MAX);
+        let often = policy.insert(1, Some(history));
+        let once = policy.insert(2, Some(policy.history(FRESH)));
+        assert!(policy.worth(often) > policy.worth(once), "{often} against {once}");
+    }
+
+    #[test]
+    fn a_level_counts_twice_as_many_uses_each_time() {
+        let mut policy = Policy::new(1);
+        let mut uses = [0_u32; LEVEL_MAX as usize];
+        for _ in 0..2000 {
+            let mut level = 0;
+            while level < LEVEL_MAX {
+                uses[usize::from(level)] += 1;
+                level = policy.raised(level);
+            }
+        }
+        for (level, &uses) in uses.iter().enumerate() {
+            let (mean, expected) = (f64::from(uses) / 2000.0, f64::from(1 << level));
+            assert!((mean / expected - 1.0).abs() < 0.15, "level {level}: {mean} uses");
+        }
+    }
+
+    #[test]
+    fn ghosts_are_found_among_as_many_others_as_they_are_for_and_hardly_else() {
+        let mut ghosts = Ghosts::new();
+        ghosts.set_capacity(8000); // 6000 ghosts
+        let key = |i: u64| table::mix(i) >> 6; // the high bits agree, as in a section
+        (0..10_000).for_each(|i| ghosts.put(key(i)));
+        let of_others = (20_000..40_000).filter(|&i| ghosts.take(key(i))).count();
+        assert!(of_others < 20, "{of_others} of 20 thousand that never were there");
+        let young = (8000..10_000).filter(|&i| ghosts.take(key(i))).count();
+        let old = (0..2000).filter(|&i| ghosts.take(key(i))).count();
+        assert!(young > 1900 && old < 700, "{young} young, {old} old of 2000 each");
+    }
+
+    #[test]
+    fn ghosts_take_a_quarter_of_a_byte_for_each_row_of_many() {
+        assert!(Policy::new(1 << 20).bytes() <= 1 << 18);
+        assert!(Policy::new(10_000).bytes() <= 2 * 8192);
+        assert_eq!(Policy::new(0).bytes(), 0);
+        assert!(size_of::<Policy>() < 1024);
+    }
+
+    #[test]
+    fn aging_settles_where_one_in_sixteen_leaves() {
+        let mut slots = Slots::full(4096, 0, |_| None);
+        let mut left = 0;
+        let mut swept = 0_u64;
+        let mut place = slots.hand;
+        for i in 0..200_000_u64 {
+            slots.evict().unwrap();
+            let slot = (slots.hand + 4095) % 4096;
+            // a quarter of those that come are used again at once
+            if table::mix(i).is_multiple_of(4) {
+                slots.rows[slot].1 = slots.policy.hit(i, FRESH);
+            }
+            if i > 100_000 {
+                left += 1;
+                swept += ((slots.hand + 4096 - place) % 4096) as u64;
+            }
+            place = slots.hand;
+        }
+        let per_leaving = swept as f64 / f64::from(left);
+        assert!((10.0..24.0).contains(&per_leaving), "{per_leaving}");
+    }
+
+    #[test]
+    fn what_is_never_used_again_leaves_first_then_the_farthest() {
+        // of 1000 rows the first hundred are never used again, the rest in 1 to 900 steps
+        let steps =
+            |key: u64| if key < 100 { u32::MAX } else { (table::mix(key) % 900) as u32 + 1 };
+        let mut slots = Slots::full(1000, 50, |key| Some(steps(key)));
+        for _ in 0..100 {
+            assert!(slots.evict().unwrap() < 100);
+        }
+        let code = |policy: &mut Policy, steps| policy.foreseen(50, steps);
+        let worths: Vec<u8> = [u32::MAX, 900_000, 500_000, 100_000, 1]
+            .map(|steps| code(&mut slots.policy, steps))
+            .map(|code| slots.policy.worth(code))
+            .to_vec();
+        assert!(worths.is_sorted() && worths[0] < worths[4], "{worths:?}");
+    }
+
+    #[test]
+    fn bytes_of_two_widths_mean_the_same_time() {
+        let mut horizon = Horizon::new();
+        horizon.set_capacity(1000);
+        for shift in [0, 3, 9] {
+            horizon.shift = 6;
+            horizon.flag = 0;
+            let code = horizon.code(10_000, 640); // ten ticks of 64
+            assert_eq!(horizon.ticks(code), 10);
+            horizon.widen(shift);
+            let ticks = u64::from(horizon.ticks(code));
+            let expected = (640 >> shift).min(126);
+            assert!(ticks.abs_diff(expected) <= 1, "{ticks} ticks at {shift}");
+            let Sweep::Keep(kept) = horizon.sweep(code) else { panic!("nothing is to leave yet") };
+            assert_eq!(u64::from(horizon.ticks(kept)), ticks, "the byte was brought over");
+        }
+    }
+
+    #[test]
+    fn without_next_uses_for_a_turn_lives_count_again() {
+        let mut slots = Slots::full(100, 5, |_| Some(3));
+        assert!(slots.policy.horizon.is_told());
+        for _ in 0..101 {
+            let _ = slots.policy.sweep(7);
+        }
+        assert!(!slots.policy.horizon.is_told());
+        assert_eq!(slots.policy.sweep(FRESH), Sweep::Evict);
     }
 }

@@ -506,6 +506,7 @@ impl Inner {
         let mut missing = Vec::new();
         let mut set = PinSet::with_capacity(misses.len());
         let claims = self.claims.fetch_add(1, Ordering::AcqRel);
+        // counted when it begins and when it ends: a probe that falls between must look again
         for of_section in misses.chunk_by(|a, b| a.id == b.id) {
             let id = of_section[0].id;
             let class = &classes[id.class as usize];
@@ -551,6 +552,7 @@ impl Inner {
             drop(section);
             set.end_group(id);
         }
+        self.claims.fetch_add(1, Ordering::AcqRel);
         staging.step.pins.push(self.hold(set));
         self.send_down(room);
         missing.sort_unstable_by_key(|row: &Missing| row.position);

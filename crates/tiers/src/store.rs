@@ -59,7 +59,8 @@ pub(crate) struct Inner {
     /// Guards: the sights of keys without a row. Held for moments, before the room.
     pub(crate) sketch: Mutex<Option<Sketch>>,
     pub(crate) live: Live,
-    /// Stages that claimed slots so far; changes under the room lock.
+    /// Twice the stages that claimed slots so far, and one more while one does; changes under the
+    /// room lock.
     pub(crate) claims: AtomicU64,
     pub(crate) budget: Budget,
     pub(crate) intake: Arc<Intake>,

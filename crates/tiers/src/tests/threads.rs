@@ -113,6 +113,29 @@ fn stages_at_the_same_time_fetch_a_row_once() {
 }
 
 #[test]
+fn a_row_that_two_stages_miss_at_once_is_one_row() {
+    let scratch = Scratch::patient(HUGE);
+    let table = scratch.create_table(&spec("t", 4, Optimizer::Sgd)).unwrap();
+    let rounds = 400;
+    let started = Barrier::new(2);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for round in 0..rounds {
+                    started.wait();
+                    let keys = batch(table, round * 300..round * 300 + 300);
+                    drop(scratch.store().stage(&keys).unwrap());
+                }
+            });
+        }
+    });
+    let status = scratch.store().status();
+    let (rows, all) = (&status.tables[0], rounds * 300);
+    assert_eq!((rows.rows, rows.host.rows, rows.counters.first_touch), (all, all, all));
+    assert_eq!(rows.counters.host.hits, all);
+}
+
+#[test]
 fn two_stages_that_want_each_others_rows_both_end() {
     let scratch = Scratch::patient(TINY);
     let table = create(&scratch)[0];
