@@ -507,6 +507,10 @@ impl Inner {
         let mut set = PinSet::with_capacity(misses.len());
         let claims = self.claims.fetch_add(1, Ordering::AcqRel);
         // counted when it begins and when it ends: a probe that falls between must look again
+        #[cfg(test)]
+        if let Some(pause) = self.claim_pause.lock().take() {
+            pause();
+        }
         for of_section in misses.chunk_by(|a, b| a.id == b.id) {
             let id = of_section[0].id;
             let class = &classes[id.class as usize];

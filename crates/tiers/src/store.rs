@@ -63,6 +63,9 @@ pub(crate) struct Inner {
     /// room lock.
     pub(crate) claims: AtomicU64,
     pub(crate) budget: Budget,
+    /// What a test does when the next claim has begun.
+    #[cfg(test)]
+    pub(crate) claim_pause: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     pub(crate) intake: Arc<Intake>,
     pub(crate) ssd: Arc<Ssd>,
     pub(crate) down: Down,
@@ -260,6 +263,8 @@ impl Inner {
             live: Live::default(),
             claims: AtomicU64::new(0),
             budget: Budget::new(config.host_ram_bytes),
+            #[cfg(test)]
+            claim_pause: Mutex::new(None),
             down: Down::start(Arc::clone(&ssd), config.host_ram_bytes)?,
             readers: Mutex::new(Readers::start(config.ssd_read_threads, &intake)?),
             intake,

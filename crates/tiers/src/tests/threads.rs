@@ -116,23 +116,27 @@ fn stages_at_the_same_time_fetch_a_row_once() {
 fn a_row_that_two_stages_miss_at_once_is_one_row() {
     let scratch = Scratch::patient(HUGE);
     let table = scratch.create_table(&spec("t", 4, Optimizer::Sgd)).unwrap();
-    let rounds = 400;
-    let started = Barrier::new(2);
+    let inner = scratch.store().inner();
+    let (begun, begins) = sync_channel(1);
+    let (go_on, goes_on) = sync_channel(1);
+    *inner.claim_pause.lock() = Some(Box::new(move || {
+        begun.send(()).unwrap();
+        goes_on.recv().unwrap();
+    }));
     thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                for round in 0..rounds {
-                    started.wait();
-                    let keys = batch(table, round * 300..round * 300 + 300);
-                    drop(scratch.store().stage(&keys).unwrap());
-                }
-            });
+        let stage = || scratch.store().stage(&batch(table, 0..100)).unwrap().rows();
+        let first = scope.spawn(stage);
+        begins.recv().unwrap(); // the first has begun to claim, and claimed nothing
+        let second = scope.spawn(stage);
+        while inner.live.sets().len() < 2 {
+            thread::yield_now(); // until the second has probed as well, and missed
         }
+        go_on.send(()).unwrap();
+        assert_eq!((first.join().unwrap(), second.join().unwrap()), (100, 100));
     });
-    let status = scratch.store().status();
-    let (rows, all) = (&status.tables[0], rounds * 300);
-    assert_eq!((rows.rows, rows.host.rows, rows.counters.first_touch), (all, all, all));
-    assert_eq!(rows.counters.host.hits, all);
+    let rows = &scratch.store().status().tables[0];
+    assert_eq!((rows.rows, rows.host.rows, rows.counters.first_touch), (100, 100, 100));
+    assert_eq!(rows.counters.host.hits, 100);
 }
 
 #[test]
