@@ -17,6 +17,8 @@ pub(crate) const WAYS: usize = 9;
 /// Entries of a hundred that may be taken. At 92 a row that comes finds a place some nine buckets
 /// on, at 95 it would be some twenty (Knuth, vol. 3, 6.4, for linear probing).
 const LOAD_PERCENT: usize = 92;
+/// Buckets between asking for one and visiting it, on a walk.
+const WALK_AHEAD: usize = 8;
 /// A count of rows that passed stays here once it got so far: it costs speed, never a row.
 const PASSED_MAX: u16 = u16::MAX;
 
@@ -70,6 +72,7 @@ pub(crate) struct Index {
     map: MmapMut,
     buckets: usize,
     rows: usize,
+    stride: usize,  // see `scattered`
     hash_bits: u32, // the high bits of a hash that say nothing here
 }
 
@@ -117,7 +120,7 @@ impl Index {
     /// An empty index that may grow to hold `rows_max` rows.
     pub(crate) fn reserve(rows_max: usize, hash_bits: u32, memory: MemoryUse) -> io::Result<Self> {
         let map = map(buckets_for(rows_max) * BUCKET_BYTES, memory)?;
-        Ok(Self { map, buckets: 0, rows: 0, hash_bits })
+        Ok(Self { map, buckets: 0, rows: 0, stride: 1, hash_bits })
     }
 
     pub(crate) fn buckets(&self) -> usize {
@@ -137,13 +140,26 @@ impl Index {
         (meta & OCCUPIED != 0).then(|| (at, self.entry(at)))
     }
 
+    /// The place that a walk over all places visits as its `place`-th: bucket by bucket, each far
+    /// from the one before. Rows that leave in the order of their buckets would empty one part of
+    /// the index while the others overflow.
+    pub(crate) fn scattered(&self, place: u32) -> u32 {
+        let (bucket, way) = (place as usize / WAYS, place % WAYS as u32);
+        if way == 0 {
+            let ahead = (bucket + WALK_AHEAD) * self.stride % self.buckets;
+            prefetch(&self.all()[ahead].keys);
+            prefetch(&self.all()[ahead].passed);
+        }
+        (bucket * self.stride % self.buckets * WAYS) as u32 + way
+    }
+
     /// Takes the memory of so many buckets, and enters all rows anew.
     pub(crate) fn resize(&mut self, buckets: usize) {
         let rows: Vec<Entry> =
             (0..self.places()).filter_map(|place| self.nth(place)).map(|row| row.1).collect();
         let used = self.buckets.max(buckets) * BUCKET_BYTES;
         self.map[..used].fill(0);
-        (self.buckets, self.rows) = (buckets, 0);
+        (self.buckets, self.rows, self.stride) = (buckets, 0, stride_of(buckets));
         for row in rows {
             self.insert(hash(row.meta.table(), row.key), row);
         }
@@ -258,6 +274,11 @@ impl Index {
         bucket.set_slot(way, row.slot);
     }
 
+    #[cfg(test)]
+    pub(crate) fn passed_max(&self) -> u16 {
+        self.all().iter().map(|bucket| bucket.passed).max().unwrap_or(0)
+    }
+
     pub(crate) fn entry(&self, at: At) -> Entry {
         let (bucket, way) = (&self.all()[at.bucket as usize], at.way as usize);
         Entry {
@@ -322,6 +343,19 @@ impl Bucket {
         assert_eq!(high, 0, "slot {slot} does not fit 24 bits");
         self.slots[way] = [a, b, c];
     }
+}
+
+/// A stride near the golden section of the buckets that visits each of them once.
+fn stride_of(buckets: usize) -> usize {
+    let coprime = |stride: &usize| {
+        let (mut a, mut b) = (buckets, *stride);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a == 1
+    };
+    let golden = (buckets as f64 * 0.618_034) as usize;
+    (golden.max(1)..).find(coprime).unwrap_or(1)
 }
 
 fn next(at: usize, buckets: usize) -> usize {
@@ -412,6 +446,16 @@ mod tests {
             index.remove(index.find(hash(TableId(0), Key(key)), TableId(0), Key(key)).unwrap());
         }
         assert!(index.all().iter().all(|bucket| bucket.passed == 0));
+    }
+
+    #[test]
+    fn a_scattered_walk_visits_each_place_once() {
+        for rows in [1, 8, 100, 5000] {
+            let index = index(rows);
+            let mut places: Vec<u32> = (0..index.places()).map(|i| index.scattered(i)).collect();
+            places.sort_unstable();
+            assert!(places.into_iter().eq(0..index.places()));
+        }
     }
 
     #[test]

@@ -184,6 +184,12 @@ impl Section {
         self.index.nth(place)
     }
 
+    /// Rows that pass one bucket, at most.
+    #[cfg(test)]
+    pub(crate) fn passed_max(&self) -> u16 {
+        self.index.passed_max()
+    }
+
     pub(crate) fn entry(&self, at: At) -> Entry {
         self.index.entry(at)
     }
@@ -325,6 +331,7 @@ impl Section {
                 }
                 let place = self.hand;
                 self.hand = if place + 1 >= self.places() { 0 } else { place + 1 };
+                let place = self.index.scattered(place);
                 let Some((at, row)) = self.index.nth(place) else { continue };
                 if row.meta.is_loading() || self.is_pinned(row.slot) {
                     continue;

@@ -83,6 +83,24 @@ fn when_all_fits_nothing_leaves_and_every_repeat_is_a_hit() {
     assert_eq!(totals.host.bytes_written, 2 * rows * 64);
 }
 
+/// Rows that leave must not empty one part of the index while new ones overflow the others.
+#[test]
+fn rows_that_are_seen_once_leave_the_index_even() {
+    let scratch = Scratch::new(8 << 20);
+    let table = scratch.create_table(&spec("t", 16, Optimizer::Sgd)).unwrap();
+    let farthest = || {
+        let inner = scratch.store().inner();
+        let classes = inner.classes_now();
+        let section = classes[0].sections[0].lock();
+        (section.passed_max(), section.rows())
+    };
+    for start in 0..300 {
+        step(scratch.store(), &batch(table, start * 1000..(start + 1) * 1000), 1.0);
+    }
+    let (passed, rows) = farthest();
+    assert!(rows > 90_000 && passed < 500, "{passed} of {rows} rows pass one bucket");
+}
+
 /// While the last bytes of a budget go, the index must not be built anew for each few rows.
 #[test]
 fn a_budget_fills_to_its_end_without_building_the_index_again_and_again() {
