@@ -227,7 +227,9 @@ impl Intake {
                 {
                     section.recall(at, history);
                 }
-                class.arena.set_dirty(missing.row, !matches!(outcome, Outcome::Read { .. }));
+                // a new stamp has to reach SSD like new floats, or the row would grow old there
+                let as_stored = matches!(outcome, Outcome::Read { .. }) && !missing.table.stamped();
+                class.arena.set_dirty(missing.row, !as_stored);
             }
             self.loads.remove(&(class.number, missing.row));
         }

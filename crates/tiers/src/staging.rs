@@ -346,13 +346,17 @@ impl Inner {
             let before = expired.len();
             for position in run.range.clone().filter(|&at| rows[at] != Row::NONE) {
                 let row = rows[position];
-                if table.is_expired(Some(arena.stamp(row)), now) {
+                let stamp = arena.stamp(row);
+                if stamp == now {
+                    continue;
+                }
+                if table.is_expired(Some(stamp), now) {
                     let key = keys.keys()[position];
                     arena.write(row, |embedding, state| table.initialise(key, embedding, state));
-                    arena.set_dirty(row, true);
                     expired.push(position);
                 }
                 arena.set_stamp(row, now);
+                arena.set_dirty(row, true); // the stamp has to reach SSD, or the row ages there
             }
             add(&table.tally.expired, (expired.len() - before) as u64);
         }
@@ -590,7 +594,7 @@ impl Inner {
                     stored.copy_to(embedding, state);
                 }
             });
-            arena.set_dirty(hit.row, expired);
+            arena.set_dirty(hit.row, expired || table.stamped());
             add(&table.tally.ssd_hits, 1);
             add(&table.tally.ssd_rereads, u64::from(!expired));
             add(&table.tally.expired, u64::from(expired));

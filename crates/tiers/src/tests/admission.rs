@@ -121,6 +121,28 @@ fn a_row_that_nobody_stages_expires_in_ram_and_on_ssd() {
 }
 
 #[test]
+fn a_stage_without_a_push_makes_a_row_young_whatever_the_budget() {
+    for (budget, tier) in [(HUGE, RowStatus::Host), (TINY, RowStatus::Ssd)] {
+        let scratch = Scratch::new(budget);
+        let spec = expiring("t", Expiry::Steps(40));
+        let table = scratch.create_table(&spec).unwrap();
+        let other = scratch.create_table(&super::spec("other", 600, Optimizer::Sgd)).unwrap();
+        let pass = |steps: std::ops::Range<u64>| {
+            for i in steps {
+                step(scratch.store(), &batch(other, i * 40..(i + 1) * 40), 1.0);
+            }
+        };
+        let look_at_it = || drop(scratch.store().stage(&batch(table, [7])).unwrap());
+        step(scratch.store(), &batch(table, [7]), 1.0);
+        pass(0..30);
+        look_at_it(); // from SSD where the budget is tiny
+        look_at_it(); // a hit
+        pass(30..60);
+        assert_eq!(scratch.lookup(&batch(table, [7])).unwrap().1, [tier]);
+    }
+}
+
+#[test]
 fn the_clock_of_steps_goes_on_where_it_stopped() {
     let mut scratch = Scratch::new(HUGE);
     let spec = expiring("t", Expiry::Steps(5));
