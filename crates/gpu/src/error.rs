@@ -19,3 +19,30 @@ pub enum NoDevice {
         code: String,
     },
 }
+
+/// Why [`crate::compile`] made no code.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoCode {
+    /// The compiler's library is not on this machine, or can't be loaded.
+    #[error("no CUDA run-time compiler found (libnvrtc.so)")]
+    NoCompiler,
+    /// The source is not what the compiler takes.
+    #[error("{source_name} does not compile:\n{log}")]
+    Refused {
+        /// The source.
+        source_name: &'static str,
+        /// What the compiler said.
+        log: String,
+    },
+    /// The compiler failed at something else.
+    #[error("CUDA run-time compiler, {source_name}: {call}: {said}")]
+    Compiler {
+        /// The compiler's function.
+        call: &'static str,
+        /// The source.
+        source_name: &'static str,
+        /// The name of what it answered.
+        said: String,
+    },
+}

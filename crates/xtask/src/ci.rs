@@ -6,10 +6,11 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::columns::{columns, minutes};
+use crate::nvrtc;
 use crate::suite::{self, Sums};
 use crate::workspace::{Workspace, call};
 
-/// Formatting, setup, lints, tests. A stage that fails ends the run.
+/// Formatting, setup, lints, CUDA's compiler, tests. A stage that fails ends the run.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let mut stages = Stages { times: Vec::new() };
     let outcome = run_stages(workspace, &mut stages);
@@ -30,6 +31,7 @@ fn run_stages(workspace: &Workspace, stages: &mut Stages) -> Result<Sums> {
         clippy.args(["clippy", "--release", "--locked", "--workspace", "--all-targets"]);
         call(clippy.args(["--", "--deny", "warnings"]))
     })?;
+    stages.run("nvrtc", || nvrtc::provide(workspace))?;
     stages.run("test", || suite::run(workspace, None))
 }
 

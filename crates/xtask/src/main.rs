@@ -7,6 +7,7 @@ mod ci;
 mod columns;
 mod demo;
 mod machine;
+mod nvrtc;
 mod report;
 mod rocksdb;
 mod suite;

@@ -124,7 +124,7 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn cache_folder() -> Result<PathBuf> {
+pub(crate) fn cache_folder() -> Result<PathBuf> {
     let named = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = named("EMBEDDING_PS_CACHE")
         .or_else(|| named("XDG_CACHE_HOME").map(|caches| caches.join("embedding-ps")))
