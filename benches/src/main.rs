@@ -44,6 +44,9 @@ struct Cli {
     /// The dlrm-worker that `train` runs
     #[arg(long, value_name = "FILE")]
     worker: Option<PathBuf>,
+    /// Of `roofline` and `structures`, only the cases whose names hold this: "dim 16, uniform"
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Tiny sizes: whether it runs, not how fast
     #[arg(long)]
     quick: bool,
@@ -81,7 +84,12 @@ fn run(cli: &Cli) -> Result<()> {
         |dir: &PathBuf| fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()));
     make(&cli.scratch)?;
     let settings =
-        Settings { quick: cli.quick, scratch: cli.scratch.clone(), worker: cli.worker.clone() };
+        Settings {
+            quick: cli.quick,
+            scratch: cli.scratch.clone(),
+            worker: cli.worker.clone(),
+            only: cli.only.clone().unwrap_or_default(),
+        };
     let outcome = cli.name.run(&settings)?;
     if let Some(dir) = &cli.plots {
         make(dir)?;
@@ -198,7 +206,8 @@ mod tests {
     #[test]
     fn train_says_what_it_lacks() {
         let scratch = tempfile::tempdir().unwrap();
-        let settings = Settings { quick: true, scratch: scratch.path().to_owned(), worker: None };
+        let scratch = scratch.path().to_owned();
+        let settings = Settings { quick: true, scratch, worker: None, only: String::new() };
         let error = train::run(&settings).unwrap_err().to_string();
         assert!(error.contains("--worker"), "{error}");
     }

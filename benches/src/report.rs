@@ -14,6 +14,8 @@ pub(crate) struct Settings {
     pub(crate) scratch: PathBuf,
     /// The `dlrm-worker` of the same build, for the benchmarks that train.
     pub(crate) worker: Option<PathBuf>,
+    /// What the names of the cases hold that are to be run, for benchmarks of many cases.
+    pub(crate) only: String,
 }
 
 /// What a benchmark found.

@@ -21,18 +21,27 @@ const DEPTHS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
     let mut outcome = Outcome::default();
-    outcome.add([stream_copy(settings)?]);
+    let wanted = |case: &str| case.contains(&settings.only);
+    if settings.only.is_empty() {
+        outcome.add([stream_copy(settings)?]);
+    }
     for dim in DIMS {
+        let all = Law::ALL.iter().flat_map(|&law| THREADS.map(|threads| (law, threads)));
+        let cases: Vec<(Law, usize)> =
+            all.filter(|&(law, threads)| wanted(&case_name(dim, law, threads))).collect();
+        if cases.is_empty() {
+            continue;
+        }
         let bench = Bench::new(settings, dim)?;
-        for law in Law::ALL {
-            for threads in THREADS {
-                outcome.add(bench.case(law, threads)?);
-            }
+        for (law, threads) in cases {
+            outcome.add(bench.case(law, threads)?);
         }
     }
-    let (rows, plot) = device_reads(settings)?;
-    outcome.add(rows);
-    outcome.plots.push(plot);
+    if settings.only.is_empty() {
+        let (rows, plot) = device_reads(settings)?;
+        outcome.add(rows);
+        outcome.plots.push(plot);
+    }
     outcome.plots.extend(plots(&outcome.rows));
     outcome.notes.push(
         "Limits: flat arrays of the same bytes in huge pages (as the system grants them), the same \
@@ -42,6 +51,11 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
     );
     outcome.notes.push("Device reads: O_DIRECT, which keeps the page cache out.".to_owned());
     Ok(outcome)
+}
+
+fn case_name(dim: u32, law: Law, threads: usize) -> String {
+    let plural = if threads == 1 { "" } else { "s" };
+    format!("dim {dim}, {}, {threads} thread{plural}", law.name())
 }
 
 /// One dimension: the flat array and the store that holds the same rows.
@@ -115,8 +129,7 @@ impl Bench {
                 &mut || unpin(&mut staged.borrow_mut()),
             ],
         )?;
-        let plural = if threads == 1 { "" } else { "s" };
-        let case = format!("dim {}, {}, {threads} thread{plural}", self.dim, law.name());
+        let case = case_name(self.dim as u32, law, threads);
         let m = |ours: f64, limit: f64| (ours / 1e6, limit / 1e6);
         let unit = "M rows/s";
         let mut rows = vec![

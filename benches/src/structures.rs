@@ -35,6 +35,11 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for law in Law::ALL {
         for threads in THREADS {
+            let plural = if threads == 1 { "" } else { "s" };
+            let name = format!("dim {DIM}, {}, {threads} thread{plural}", law.name());
+            if !name.contains(&settings.only) {
+                continue;
+            }
             let works: Vec<Vec<Batch>> = (0..threads)
                 .map(|thread| shape.batches(law, 200 + thread as u64, batches))
                 .collect::<Result<_>>()?;
@@ -47,10 +52,7 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
                     &mut || rows_a_second(&works, &locked),
                 ],
             )?;
-            let plural = if threads == 1 { "" } else { "s" };
-            let case = |what: &str| {
-                format!("against {what}: dim {DIM}, {}, {threads} thread{plural}", law.name())
-            };
+            let case = |what: &str| format!("against {what}: {name}");
             let m = |limit: f64| (ours / 1e6, limit / 1e6);
             outcome.add([Row {
                 id: "vs_dashmap",

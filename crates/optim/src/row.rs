@@ -25,7 +25,7 @@ impl Rule {
 
     /// Applies one gradient to one row. The caller guarantees that the row was made by a table of
     /// this optimizer; other lengths panic.
-    #[inline]
+    #[inline(always)] // into kernels that know the length
     pub fn apply(
         &self,
         weights: &mut [f32], // [dim]

@@ -8,7 +8,7 @@
 const LANES: usize = 8;
 
 /// Stochastic gradient descent: `w -= lr g`.
-#[inline]
+#[inline(always)] // into kernels that are compiled for wider vectors
 pub fn sgd(weights: &mut [f32], gradient: &[f32], learning_rate: f32) {
     assert_eq!(weights.len(), gradient.len(), "gradient");
     for (w, &g) in weights.iter_mut().zip(gradient) {
@@ -18,7 +18,7 @@ pub fn sgd(weights: &mut [f32], gradient: &[f32], learning_rate: f32) {
 
 /// Adagrad (Duchi, Hazan and Singer, JMLR 12, 2011), in the form of PyTorch's `Adagrad`:
 /// `acc += g²; w -= lr g / (sqrt(acc) + eps)`.
-#[inline]
+#[inline(always)] // into kernels that are compiled for wider vectors
 pub fn adagrad(
     weights: &mut [f32],
     accumulator: &mut [f32],
@@ -37,7 +37,7 @@ pub fn adagrad(
 /// Row-wise Adagrad, one accumulator for a whole row, in the form of FBGEMM's
 /// `EXACT_ROWWISE_ADAGRAD` and of facebookresearch/dlrm's `RWSAdagrad`:
 /// `acc += mean(g²); w -= lr g / (sqrt(acc) + eps)`.
-#[inline]
+#[inline(always)] // into kernels that are compiled for wider vectors
 pub fn rowwise_adagrad(
     weights: &mut [f32],
     accumulator: &mut f32,
@@ -81,7 +81,7 @@ impl AdamStep {
 /// Adam (Kingma and Ba, arXiv:1412.6980), in the form of PyTorch's `Adam`, `eps` outside the root:
 /// `m += (1 - b1)(g - m); v = b2 v + (1 - b2) g²;
 /// w -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps)`.
-#[inline]
+#[inline(always)] // into kernels that are compiled for wider vectors
 pub fn adam(
     weights: &mut [f32],
     moment1: &mut [f32],
@@ -101,6 +101,7 @@ pub fn adam(
     }
 }
 
+#[inline(always)]
 fn sum_of_squares(values: &[f32]) -> f32 {
     let (blocks, rest) = values.as_chunks::<LANES>();
     let mut lanes = [0.0_f32; LANES];

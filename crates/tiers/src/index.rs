@@ -279,6 +279,7 @@ impl Index {
         self.all().iter().map(|bucket| bucket.passed).max().unwrap_or(0)
     }
 
+    #[inline]
     pub(crate) fn entry(&self, at: At) -> Entry {
         let (bucket, way) = (&self.all()[at.bucket as usize], at.way as usize);
         Entry {

@@ -12,8 +12,8 @@ use crate::budget::Budget;
 use crate::index::{self, At, BUCKET_BYTES, Entry, Index, Meta, buckets_for};
 use crate::policy::{Policy, Sweep};
 
-/// Keys between asking for a bucket and looking into it.
-const PROBE_AHEAD: usize = 16;
+/// Keys that are looked for between two prefetches of as many buckets.
+const PROBE_BLOCK: usize = 16;
 /// Bytes of rows that a section takes from the budget at least, unless a row is longer.
 const CHUNK_BYTES: usize = 4 << 10;
 /// The index grows by one bucket in so many at least.
@@ -206,7 +206,9 @@ impl Section {
     /// Looks keys up and pins those that are here; each is told to `found`, the others too, with
     /// `None`. A hit counts as a use, which the policy hears of.
     ///
-    /// Each bucket is asked for ahead of its use.
+    /// The buckets of a block of keys are asked for all at once, one block ahead, in a loop that
+    /// does nothing else: a prefetch whose address has to be translated first holds up what comes
+    /// after it, so that only those that follow each other closely are translated side by side.
     pub(crate) fn probe(
         &mut self,
         probes: &[Probe],
@@ -215,29 +217,40 @@ impl Section {
         now: u64,
         mut found: impl FnMut(&Probe, Option<Hit>),
     ) {
-        probes.iter().take(PROBE_AHEAD).for_each(|probe| self.index.prefetch(probe.hash));
-        for (i, probe) in probes.iter().enumerate() {
-            if let Some(ahead) = probes.get(i + PROBE_AHEAD) {
-                self.index.prefetch(ahead.hash);
+        let ask = |index: &Index, probes: &[Probe]| {
+            probes.iter().for_each(|probe| index.prefetch(probe.hash));
+        };
+        let mut blocks = probes.chunks(PROBE_BLOCK).peekable();
+        ask(&self.index, blocks.peek().copied().unwrap_or_default());
+        while let Some(block) = blocks.next() {
+            ask(&self.index, blocks.peek().copied().unwrap_or_default());
+            for probe in block {
+                let position = probe.position as usize;
+                let at = self.index.find(probe.hash, probe.table, keys[position]);
+                let hit = at.map(|at| {
+                    let next_use = next_uses.map(|next_uses| next_uses[position]);
+                    self.note_hit(probe, at, next_use, now)
+                });
+                found(probe, hit);
             }
-            let position = probe.position as usize;
-            let at = self.index.find(probe.hash, probe.table, keys[position]);
-            let hit = at.map(|at| {
-                let Entry { meta, slot, code, .. } = self.index.entry(at);
-                self.pin(slot);
-                let new = match next_uses {
-                    Some(next_uses) => self.policy.foreseen(now, next_uses[position]),
-                    None => self.policy.hit(probe.hash, code),
-                };
-                // a line that is not written need not go back to memory
-                if new != code {
-                    self.index.set_code(at, new);
-                }
-                let row = Row::new(self.place.base + u64::from(slot));
-                Hit { slot, row, loading: meta.is_loading() }
-            });
-            found(probe, hit);
         }
+    }
+
+    /// Pins a row that was found, and lets the policy hear of the use.
+    #[inline]
+    fn note_hit(&mut self, probe: &Probe, at: At, next_use: Option<u32>, now: u64) -> Hit {
+        let Entry { meta, slot, code, .. } = self.index.entry(at);
+        self.pin(slot);
+        let new = match next_use {
+            Some(next_use) => self.policy.foreseen(now, next_use),
+            None => self.policy.hit(probe.hash, code),
+        };
+        // a line that is not written need not go back to memory
+        if new != code {
+            self.index.set_code(at, new);
+        }
+        let row = Row::new(self.place.base + u64::from(slot));
+        Hit { slot, row, loading: meta.is_loading() }
     }
 
     /// Where a row is, if it is here. No use is counted and nothing is pinned.

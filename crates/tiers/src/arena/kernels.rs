@@ -6,6 +6,9 @@ use table::Optimizer;
 
 use super::{ROWS_AHEAD, Row};
 
+/// Rows that are updated between two prefetches of as many.
+const BLOCK_ROWS: usize = 16;
+
 /// Rows that lie `floats` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Stride {
@@ -68,7 +71,8 @@ unsafe fn gather_any(base: *const f32, dim: usize, rows: &[Row], out: *mut f32) 
 ///
 /// # Safety
 /// Every row but [`Row::NONE`] lies in both mappings, no two are the same, and nobody else reads
-/// or writes them meanwhile. `states` is as wide as the optimizer's state, or wider.
+/// or writes them meanwhile. `states` is as wide as the optimizer's state, or wider. `gradients`
+/// has a gradient for each row.
 pub(super) unsafe fn update(
     embeddings: Stride,
     states: Stride,
@@ -77,30 +81,102 @@ pub(super) unsafe fn update(
     gradients: &[f32],
     learning_rate: f32,
 ) {
-    let dim = embeddings.floats;
-    let rule = optim::Rule::new(optimizer, dim, learning_rate);
-    let state_floats = optimizer.state_floats(dim);
-    for (i, &row) in rows.iter().enumerate() {
-        if let Some(&ahead) = rows.get(i + ROWS_AHEAD) {
-            prefetch_row(embeddings.base, dim, ahead);
-            prefetch_row(states.base, states.floats, ahead);
+    let job = Update {
+        embeddings,
+        states,
+        rows,
+        state_floats: optimizer.state_floats(embeddings.floats),
+        rule: optim::Rule::new(optimizer, embeddings.floats, learning_rate),
+        gradients,
+    };
+    // SAFETY: the caller's promises are passed on, and the machine has what each function was
+    // compiled for.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") {
+            return update_avx512(&job);
+        } else if is_x86_feature_detected!("avx2") {
+            return update_avx2(&job);
         }
-        if row == Row::NONE {
-            continue;
-        }
-        // SAFETY: by the caller's promise the row's floats are there and nobody else's.
-        let (embedding, state) = unsafe {
-            let embedding = embeddings.base.add(row.0 as usize * dim);
-            let state = states.base.add(row.0 as usize * states.floats);
-            (
-                std::slice::from_raw_parts_mut(embedding, dim),
-                std::slice::from_raw_parts_mut(state, state_floats),
-            )
-        };
-        rule.apply(embedding, state, &gradients[i * dim..][..dim]);
+        update_plain(&job);
     }
 }
 
+/// What [`update`] was called with.
+struct Update<'a> {
+    embeddings: Stride,
+    states: Stride,
+    rows: &'a [Row],
+    state_floats: usize,
+    rule: optim::Rule,
+    gradients: &'a [f32], // [rows, dim]
+}
+
+/// The rules multiply and add, each rounded by itself, so that wider vectors change no bit.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn update_avx512(job: &Update<'_>) {
+    // SAFETY: the caller's promises are passed on.
+    unsafe { update_plain(job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn update_avx2(job: &Update<'_>) {
+    // SAFETY: the caller's promises are passed on.
+    unsafe { update_plain(job) }
+}
+
+#[inline(always)]
+unsafe fn update_plain(job: &Update<'_>) {
+    // SAFETY: the caller's promises are passed on.
+    unsafe {
+        match job.embeddings.floats {
+            // a length known at compile time leaves no loop over a row's floats
+            16 => update_rows(job, 16),
+            32 => update_rows(job, 32),
+            64 => update_rows(job, 64),
+            128 => update_rows(job, 128),
+            dim => update_rows(job, dim),
+        }
+    }
+}
+
+/// Row by row, a block at a time. The rows of the next block are asked for all at once, in a loop
+/// that does nothing else: a prefetch whose address has to be translated first holds up what comes
+/// after it, so that only those that follow each other closely are translated side by side.
+#[inline(always)]
+unsafe fn update_rows(job: &Update<'_>, dim: usize) {
+    let ask = |rows: &[Row]| {
+        for &row in rows {
+            prefetch_row(job.embeddings.base, dim, row);
+            prefetch_row(job.states.base, job.states.floats, row);
+        }
+    };
+    let mut blocks = job.rows.chunks(BLOCK_ROWS).peekable();
+    ask(blocks.peek().copied().unwrap_or_default());
+    let mut gradients = job.gradients.chunks_exact(dim);
+    while let Some(block) = blocks.next() {
+        ask(blocks.peek().copied().unwrap_or_default());
+        for (&row, gradient) in block.iter().zip(&mut gradients) {
+            if row == Row::NONE {
+                continue;
+            }
+            // SAFETY: by the caller's promise the row's floats are there and nobody else's.
+            let (embedding, state) = unsafe {
+                let embedding = job.embeddings.base.add(row.0 as usize * dim);
+                let state = job.states.base.add(row.0 as usize * job.states.floats);
+                (
+                    std::slice::from_raw_parts_mut(embedding, dim),
+                    std::slice::from_raw_parts_mut(state, job.state_floats),
+                )
+            };
+            job.rule.apply(embedding, state, gradient);
+        }
+    }
+}
+
+#[inline(always)]
 fn prefetch_row(base: *const f32, floats: usize, row: Row) {
     let first = base.wrapping_add((row.0 as usize).wrapping_mul(floats));
     for line in (0..floats).step_by(16) {
