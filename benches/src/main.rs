@@ -83,13 +83,12 @@ fn run(cli: &Cli) -> Result<()> {
     let make =
         |dir: &PathBuf| fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()));
     make(&cli.scratch)?;
-    let settings =
-        Settings {
-            quick: cli.quick,
-            scratch: cli.scratch.clone(),
-            worker: cli.worker.clone(),
-            only: cli.only.clone().unwrap_or_default(),
-        };
+    let settings = Settings {
+        quick: cli.quick,
+        scratch: cli.scratch.clone(),
+        worker: cli.worker.clone(),
+        only: cli.only.clone().unwrap_or_default(),
+    };
     let outcome = cli.name.run(&settings)?;
     if let Some(dir) = &cli.plots {
         make(dir)?;

@@ -69,7 +69,7 @@ pub(crate) struct Live {
     sets: Mutex<HashMap<u64, Arc<PinSet>>>,
     numbers: AtomicU64,
     rows: AtomicU64,
-    removals: AtomicU64,
+    changes: AtomicU64,
     releases: Mutex<u64>, // counts releases, so that none is missed between a try and a wait
     released: Condvar,
 }
@@ -80,6 +80,7 @@ impl Live {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         self.rows.fetch_add(set.len() as u64, Ordering::Relaxed);
         self.sets.lock().insert(number, set);
+        self.changes.fetch_add(1, Ordering::Release);
         number
     }
 
@@ -88,7 +89,7 @@ impl Live {
     pub(crate) fn remove(&self, number: u64, quietly: bool) {
         let set = self.sets.lock().remove(&number).expect("a list is removed once");
         self.rows.fetch_sub(set.len() as u64, Ordering::Relaxed);
-        self.removals.fetch_add(1, Ordering::Release);
+        self.changes.fetch_add(1, Ordering::Release);
         if set.len() > 0 && !quietly {
             *self.releases.lock() += 1;
             self.released.notify_all();
@@ -100,9 +101,9 @@ impl Live {
         self.rows.load(Ordering::Relaxed)
     }
 
-    /// How many lists were removed so far: what was pinned before may have come free since.
-    pub(crate) fn removals(&self) -> u64 {
-        self.removals.load(Ordering::Acquire)
+    /// How many lists came and went so far: as long as this stands, so does what is pinned.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
     }
 
     /// All lists as they are now.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use parking_lot::MutexGuard;
+use parking_lot::{MutexGuard, RwLockWriteGuard};
 use table::TableId;
 
 use crate::class::Class;
@@ -180,7 +180,7 @@ impl Inner {
         let rows = (bytes.div_ceil(donor_bytes) as usize).max(1);
         let vacant = class.sections[donor.section as usize].lock().vacant();
         self.evict(room, class, donor, rows.saturating_sub(vacant), |_| true);
-        class.sections[donor.section as usize].lock().shrink(bytes, &self.budget) > 0
+        self.settled(&self.pinning.write(), class, donor).shrink(bytes, &self.budget) > 0
     }
 
     /// What a section may hope to get of the budget yet.
@@ -201,19 +201,11 @@ impl Inner {
         if wanted == 0 {
             return 0;
         }
-        // No stage is between pinning its rows and saying so.
-        let _still = self.pinning.write();
-        let mut section = class.sections[id.section as usize].lock();
+        let still = self.pinning.write();
+        let mut section = self.settled(&still, class, id);
         let tables = self.tables_now();
         let mut leaving = Vec::with_capacity(wanted);
         let mut left_of = vec![0_u64; tables.len()];
-        let removals = self.live.removals();
-        if section.removals_seen != removals {
-            section.removals_seen = removals;
-            let mut pinned = Vec::new();
-            self.live.slots_of(id, |slots| pinned.extend_from_slice(slots));
-            section.set_pins(pinned.into_iter());
-        }
         section.sweep(
             wanted,
             |table| {
@@ -231,6 +223,24 @@ impl Inner {
         let now = self.stages_now();
         section.turnover.count(leaving.len() as u64, now);
         leaving.len()
+    }
+
+    /// A section that knows which of its rows are held. `_still`: no stage is between finding its
+    /// rows and saying that it holds them.
+    fn settled<'a>(
+        &self,
+        _still: &RwLockWriteGuard<'_, ()>,
+        class: &'a Class,
+        id: SectionId,
+    ) -> MutexGuard<'a, Section> {
+        let mut section = class.sections[id.section as usize].lock();
+        let changes = self.live.changes();
+        if section.changes_seen != changes {
+            section.changes_seen = changes;
+            section.clear_pins();
+            self.live.slots_of(id, |slots| section.add_pins(slots));
+        }
+        section
     }
 
     /// Lets one row leave that nobody holds. Clean rows cost no write.
@@ -281,7 +291,7 @@ impl Inner {
                 let id = class.id_of(section);
                 let rows = class.sections[section].lock().rows() as usize;
                 self.evict(room, class, id, rows, |_| true);
-                class.sections[section].lock().shrink(u64::MAX / 2, &self.budget);
+                self.settled(&self.pinning.write(), class, id).shrink(u64::MAX / 2, &self.budget);
                 self.send_down(room);
             }
         }

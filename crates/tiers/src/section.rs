@@ -52,15 +52,15 @@ pub(crate) struct Section {
     arena: Arc<Arena>,
     place: Place,
     index: Index,
-    pins: Vec<u64>, // a bit for each slot: perhaps pinned
+    pins: Vec<u64>, // a bit for each slot: whether a list held it when these were made
     slots: u32,     // that the budget has paid for
     touched: u32,   // slots from here on were never used
     free: Vec<u32>, // vacant slots below `touched`
     rows: u32,
     hand: u32, // the place in the index that is swept next
     policy: Policy,
-    /// Removals of pinned rows that `pins` has seen.
-    pub(crate) removals_seen: u64,
+    /// Changes of the lists of pinned rows that `pins` was made after.
+    pub(crate) changes_seen: u64,
     /// How fast rows leave.
     pub(crate) turnover: Turnover,
 }
@@ -155,7 +155,7 @@ impl Section {
             rows: 0,
             hand: 0,
             policy: Policy::new(0),
-            removals_seen: 0,
+            changes_seen: 0,
             turnover: Turnover::default(),
         })
     }
@@ -203,8 +203,8 @@ impl Section {
         self.policy.history(code)
     }
 
-    /// Looks keys up and pins those that are here; each is told to `found`, the others too, with
-    /// `None`. A hit counts as a use, which the policy hears of.
+    /// Looks keys up; each is told to `found`, which notes that the row is held, or with `None` if
+    /// it is not here. A hit counts as a use, which the policy hears of.
     ///
     /// The buckets of a block of keys are asked for all at once, one block ahead, in a loop that
     /// does nothing else: a prefetch whose address has to be translated first holds up what comes
@@ -236,11 +236,11 @@ impl Section {
         }
     }
 
-    /// Pins a row that was found, and lets the policy hear of the use.
+    /// Lets the policy hear of a use. No bit is set here, which would be one more access to memory
+    /// for each key: bits are made from the lists when rows are to leave.
     #[inline]
     fn note_hit(&mut self, probe: &Probe, at: At, next_use: Option<u32>, now: u64) -> Hit {
         let Entry { meta, slot, code, .. } = self.index.entry(at);
-        self.pin(slot);
         let new = match next_use {
             Some(next_use) => self.policy.foreseen(now, next_use),
             None => self.policy.hit(probe.hash, code),
@@ -258,7 +258,7 @@ impl Section {
         self.index.find(hash, table, key)
     }
 
-    /// Takes a vacant slot for a row, pinned. There must be one.
+    /// Takes a vacant slot for a row, which the caller holds from now on. There must be one.
     pub(crate) fn claim(
         &mut self,
         probe: &Probe,
@@ -281,7 +281,6 @@ impl Section {
         };
         self.index.insert(probe.hash, Entry { key, meta, slot, code });
         self.rows += 1;
-        self.pin(slot);
         Hit { slot, row: self.row(slot), loading: meta.is_loading() }
     }
 
@@ -314,14 +313,18 @@ impl Section {
         self.pins[word] |= 1 << (slot % 64);
     }
 
-    pub(crate) fn is_pinned(&self, slot: u32) -> bool {
+    fn is_pinned(&self, slot: u32) -> bool {
         self.pins.get(slot as usize / 64).is_some_and(|word| word >> (slot % 64) & 1 != 0)
     }
 
-    /// Forgets what is pinned and pins these.
-    pub(crate) fn set_pins(&mut self, slots: impl Iterator<Item = u32>) {
+    /// Forgets what is pinned.
+    pub(crate) fn clear_pins(&mut self) {
         self.pins.fill(0);
-        slots.for_each(|slot| self.pin(slot));
+    }
+
+    /// Notes that a list holds these.
+    pub(crate) fn add_pins(&mut self, slots: &[u32]) {
+        slots.iter().for_each(|&slot| self.pin(slot));
     }
 
     /// Finds up to `wanted` rows that may leave: not pinned, not on their way in, and of a table
