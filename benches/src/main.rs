@@ -133,6 +133,7 @@ mod tests {
             plots: Some(scratch.path().join("plots")),
             scratch: scratch.path().to_owned(),
             worker,
+            only: None,
             quick: true,
         };
         run(&cli).unwrap();

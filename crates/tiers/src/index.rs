@@ -19,6 +19,8 @@ pub(crate) const WAYS: usize = 9;
 const LOAD_PERCENT: usize = 92;
 /// Buckets between asking for one and visiting it, on a walk.
 const WALK_AHEAD: usize = 8;
+/// Buckets behind its home that are asked for when a row is not at home.
+const BEHIND_AHEAD: usize = 2;
 /// A count of rows that passed stays here once it got so far: it costs speed, never a row.
 const PASSED_MAX: u16 = u16::MAX;
 
@@ -57,6 +59,15 @@ pub(crate) struct Meta(u16);
 pub(crate) struct At {
     bucket: u32,
     way: u32,
+}
+
+/// What a row's home bucket says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Home {
+    Here(At),
+    /// It may lie in a bucket behind.
+    Behind,
+    Absent,
 }
 
 /// All that is known of a row.
@@ -171,6 +182,30 @@ impl Index {
         if let Some(bucket) = self.all().get(self.home(hash)) {
             prefetch(&bucket.keys);
             prefetch(&bucket.passed);
+        }
+    }
+
+    /// Looks for a row in its home bucket alone.
+    #[inline]
+    pub(crate) fn find_at_home(&self, hash: u64, table: TableId, key: Key) -> Home {
+        let home = self.home(hash);
+        let Some(bucket) = self.all().get(home) else { return Home::Absent };
+        match bucket.way_of(table, key) {
+            Some(way) => Home::Here(At { bucket: home as u32, way }),
+            None if bucket.passed > 0 => Home::Behind,
+            None => Home::Absent,
+        }
+    }
+
+    /// Asks for the buckets right behind the home of a hash.
+    #[inline]
+    pub(crate) fn prefetch_behind(&self, hash: u64) {
+        let buckets = self.all();
+        let mut at = self.home(hash);
+        for _ in 0..BEHIND_AHEAD {
+            at = next(at, buckets.len());
+            prefetch(&buckets[at].keys);
+            prefetch(&buckets[at].passed);
         }
     }
 
@@ -400,6 +435,14 @@ mod tests {
                 let hash = hash(TableId(table), Key(key));
                 let at = index.find(hash, TableId(table), Key(key));
                 prop_assert_eq!(at.map(|at| index.entry(at)), map.get(&(table, key)).copied());
+                match index.find_at_home(hash, TableId(table), Key(key)) {
+                    Home::Here(home) => prop_assert_eq!(Some(home), at),
+                    Home::Behind => {
+                        let bucket = at.map(|at| at.bucket as usize);
+                        prop_assert_ne!(bucket, Some(index.home(hash)));
+                    }
+                    Home::Absent => prop_assert_eq!(at, None),
+                }
                 match (op, at) {
                     (0..=1, None) if map.len() < rows_max => {
                         let row = entry(table, key, i as u32);

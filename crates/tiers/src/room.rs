@@ -20,9 +20,11 @@ use crate::tally::add;
 
 /// A row length takes memory over from one whose rows stay so many times as long.
 const RESIDENCE_RATIO: f64 = 1.5;
-/// Of a section's rows, one in so many leaves together with those that must, so that looking for
-/// rows that may leave is worth its cost.
-const LEAVING_SHARE: usize = 256;
+/// Of a section's rows, one in so many at most leaves together with those that must, so that
+/// looking for rows that may leave is worth its cost.
+const LEAVING_SHARE_MIN: usize = 256;
+/// The slots that are vacant for it take so much of each row that stays: half a byte.
+const VACANT_BYTES_SHARE: usize = 2;
 /// Rows that leave beyond those that must, at most.
 const LEAVING_EXTRA_MAX: usize = 1024;
 
@@ -121,7 +123,7 @@ impl Inner {
         }
         let evicted = {
             let rows = class.sections[want.id.section as usize].lock().rows() as usize;
-            let extra = (rows / LEAVING_SHARE).min(LEAVING_EXTRA_MAX);
+            let extra = leaving_extra(rows, class.arena.layout().bytes());
             let missing = missing(&class.sections[want.id.section as usize].lock());
             self.evict(room, class, want.id, missing + extra, |_| true) >= missing
         };
@@ -394,6 +396,12 @@ impl Inner {
     }
 }
 
+/// How many of a section's rows leave beyond those that must.
+fn leaving_extra(rows: usize, row_bytes: usize) -> usize {
+    let share = LEAVING_SHARE_MIN.max(VACANT_BYTES_SHARE * row_bytes);
+    (rows / share).min(LEAVING_EXTRA_MAX)
+}
+
 /// Dirty rows among these places, by table.
 fn dirty_rows(
     class: &Class,
@@ -405,4 +413,20 @@ fn dirty_rows(
     let mut dirty: Vec<(TableId, At)> = dirty.map(|(at, row)| (row.meta.table(), at)).collect();
     dirty.sort_by_key(|row| row.0);
     dirty
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_leave_ahead_of_need_take_half_a_byte_of_each_that_stays() {
+        for row_bytes in [20, 68, 132, 260, 516, 4100] {
+            for rows in [1000, 100_000, 10_000_000] {
+                let vacant = leaving_extra(rows, row_bytes) * row_bytes;
+                assert!(2 * vacant <= rows, "{rows} rows of {row_bytes}: {vacant} bytes vacant");
+            }
+        }
+        assert_eq!(leaving_extra(256_000, 68), 1000, "short rows: one in 256");
+    }
 }

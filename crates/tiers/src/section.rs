@@ -9,7 +9,7 @@ use table::{Key, RowLayout, TableId};
 
 use crate::arena::{Arena, MemoryUse, Row};
 use crate::budget::Budget;
-use crate::index::{self, At, BUCKET_BYTES, Entry, Index, Meta, buckets_for};
+use crate::index::{self, At, BUCKET_BYTES, Entry, Home, Index, Meta, buckets_for};
 use crate::policy::{Policy, Sweep};
 
 /// Keys that are looked for between two prefetches of as many buckets.
@@ -209,6 +209,7 @@ impl Section {
     /// The buckets of a block of keys are asked for all at once, one block ahead, in a loop that
     /// does nothing else: a prefetch whose address has to be translated first holds up what comes
     /// after it, so that only those that follow each other closely are translated side by side.
+    /// Rows that are not at home in a full index are asked for likewise, before any is used.
     pub(crate) fn probe(
         &mut self,
         probes: &[Probe],
@@ -224,9 +225,21 @@ impl Section {
         ask(&self.index, blocks.peek().copied().unwrap_or_default());
         while let Some(block) = blocks.next() {
             ask(&self.index, blocks.peek().copied().unwrap_or_default());
-            for probe in block {
+            let mut homes = [Home::Absent; PROBE_BLOCK];
+            for (home, probe) in homes.iter_mut().zip(block) {
+                let key = keys[probe.position as usize];
+                *home = self.index.find_at_home(probe.hash, probe.table, key);
+                if *home == Home::Behind {
+                    self.index.prefetch_behind(probe.hash);
+                }
+            }
+            for (home, probe) in homes.iter().zip(block) {
                 let position = probe.position as usize;
-                let at = self.index.find(probe.hash, probe.table, keys[position]);
+                let at = match *home {
+                    Home::Here(at) => Some(at),
+                    Home::Absent => None,
+                    Home::Behind => self.index.find(probe.hash, probe.table, keys[position]),
+                };
                 let hit = at.map(|at| {
                     let next_use = next_uses.map(|next_uses| next_uses[position]);
                     self.note_hit(probe, at, next_use, now)

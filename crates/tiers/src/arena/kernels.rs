@@ -200,7 +200,82 @@ mod tests {
 
     use super::*;
 
+    const ALL: [Optimizer; 4] = [
+        Optimizer::Sgd,
+        Optimizer::Adagrad { eps: 1e-10, initial_accumulator: 0.1 },
+        Optimizer::RowWiseAdagrad { eps: 1e-10, initial_accumulator: 0.1 },
+        Optimizer::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+    ];
+
+    type Kernel = unsafe fn(&Update<'_>);
+
+    /// Those that this machine can run.
+    fn kernels() -> Vec<(&'static str, Kernel)> {
+        let plain = |job: &Update<'_>| {
+            // SAFETY: as for the kernel that this calls.
+            unsafe { update_plain(job) }
+        };
+        let mut kernels: Vec<(&'static str, Kernel)> = vec![("plain", plain)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                kernels.push(("avx2", update_avx2));
+            }
+            if is_x86_feature_detected!("avx512f") {
+                kernels.push(("avx512", update_avx512));
+            }
+        }
+        kernels
+    }
+
     proptest! {
+        #[test]
+        fn every_kernel_does_to_each_row_what_the_rule_does_bit_for_bit(
+            dim in prop_oneof![1_usize..40, Just(16), Just(32), Just(64), Just(128)],
+            optimizer in prop::sample::select(&ALL[..]),
+            stamp in 0_usize..2, // a float behind the state that belongs to somebody else
+            picks in prop::collection::vec(prop::bool::weighted(0.9), 0..50),
+            seed in any::<u64>(),
+        ) {
+            let mut random = testkit::Random::new(seed);
+            let mut floats = |count: usize| -> Vec<f32> {
+                (0..count).map(|_| random.float(1.0)).collect()
+            };
+            let state_floats = optimizer.state_floats(dim);
+            let beside = state_floats + stamp;
+            let embeddings = floats(picks.len() * dim);
+            let mut states = floats(picks.len() * beside);
+            states.iter_mut().for_each(|x| *x = x.abs());
+            let gradients = floats(picks.len() * dim);
+            let rule = optim::Rule::new(&optimizer, dim, 0.05);
+            // distinct rows, not in order
+            let place = |i: usize| picks.len() - 1 - i;
+            let row = |i: usize| if picks[i] { Row::new(place(i) as u64) } else { Row::NONE };
+            let rows: Vec<Row> = (0..picks.len()).map(row).collect();
+            let (mut weights, mut moments) = (embeddings.clone(), states.clone());
+            for i in (0..picks.len()).filter(|&i| picks[i]) {
+                let state = &mut moments[place(i) * beside..][..state_floats];
+                rule.apply(&mut weights[place(i) * dim..][..dim], state, &gradients[i * dim..][..dim]);
+            }
+            let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            for (name, kernel) in kernels() {
+                let (mut embeddings, mut states) = (embeddings.clone(), states.clone());
+                let job = Update {
+                    embeddings: Stride { base: embeddings.as_mut_ptr(), floats: dim },
+                    states: Stride { base: states.as_mut_ptr(), floats: beside },
+                    rows: &rows,
+                    state_floats,
+                    rule,
+                    gradients: &gradients,
+                };
+                // SAFETY: the rows are distinct and both arrays have the floats of each; the
+                // machine has what the kernel was compiled for.
+                unsafe { kernel(&job) };
+                prop_assert_eq!(bits(&embeddings), bits(&weights), "{}: embeddings", name);
+                prop_assert_eq!(bits(&states), bits(&moments), "{}: states", name);
+            }
+        }
+
         #[test]
         fn a_gather_copies_each_row_whatever_its_length(
             dim in prop_oneof![1_usize..40, Just(64), Just(128)],
