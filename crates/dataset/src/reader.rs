@@ -8,7 +8,7 @@ use crate::columnar::ParquetRows;
 use crate::shuffle::ShuffledRows;
 use crate::synthetic::SyntheticRows;
 use crate::text::TextRows;
-use crate::transform::Moments;
+use crate::transform::{CountLogs, Moments};
 use crate::{
     BadRows, Batch, DenseTransform, Error, ReadOptions, Result, Schema, Shuffle, Source,
     Standardisation, TransformKind,
@@ -70,6 +70,7 @@ pub fn open(source: &Source, options: &ReadOptions) -> Result<Reader> {
         source: source.to_string(),
         rows,
         transform: options.dense_transform.clone(),
+        logs: CountLogs::new(),
         batch_rows: options.batch_rows,
         batches_left: options.batches_max.unwrap_or(u64::MAX),
         raw_dense: Vec::new(),
@@ -108,6 +109,7 @@ struct Parsed {
     source: String,
     rows: Box<dyn Rows + Send>,
     transform: DenseTransform,
+    logs: CountLogs,
     batch_rows: usize,
     batches_left: u64,
     raw_dense: Vec<f64>, // [rows, dense columns]; NaN is missing
@@ -192,7 +194,8 @@ impl Parsed {
         self.raw_dense.clear();
         self.rows.fill(self.batch_rows, batch, &mut self.raw_dense)?;
         let (raw, columns) = (&self.raw_dense, schema.dense.len());
-        let transformed = self.transform.apply(raw, columns, missing_indicator, &mut batch.dense);
+        let dense = &mut batch.dense;
+        let transformed = self.transform.apply(&self.logs, raw, columns, missing_indicator, dense);
         if let Err(place) = transformed {
             return Err(Error::Transform {
                 data: self.source.clone(),

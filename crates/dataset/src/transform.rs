@@ -80,6 +80,7 @@ impl DenseTransform {
     /// value that is not finite afterwards.
     pub(crate) fn apply(
         &self,
+        logs: &CountLogs,
         raw: &[f64],
         columns: usize,
         missing_indicator: bool,
@@ -92,7 +93,7 @@ impl DenseTransform {
         dense.reserve(raw.len() / columns * width);
         for (row, values) in raw.chunks_exact(columns).enumerate() {
             for (column, &x) in values.iter().enumerate() {
-                let y = self.value(column, x);
+                let y = self.value(logs, column, x);
                 if !y.is_finite() {
                     return Err(row * columns + column);
                 }
@@ -106,13 +107,13 @@ impl DenseTransform {
     }
 
     #[inline]
-    fn value(&self, column: usize, x: f64) -> f32 {
+    fn value(&self, logs: &CountLogs, column: usize, x: f64) -> f32 {
         if x.is_nan() {
             return 0.0;
         }
         match self {
             DenseTransform::None => x as f32,
-            DenseTransform::Log1p => log1p(x.max(0.0)),
+            DenseTransform::Log1p => logs.log1p(x.max(0.0)),
             DenseTransform::SignedLog1p => signed_log1p(x),
             DenseTransform::Standard(fit) => fit.value(column, x),
             DenseTransform::SignedLog1pStandard(fit) => {
@@ -125,6 +126,27 @@ impl DenseTransform {
 impl Standardisation {
     fn value(&self, column: usize, x: f64) -> f32 {
         ((x - f64::from(self.mean[column])) / f64::from(self.std[column])) as f32
+    }
+}
+
+/// `log1p` of small counts, which most of Criteo's integers are; the same bits as computed anew.
+pub(crate) struct CountLogs(Vec<f32>);
+
+impl CountLogs {
+    const COUNTS: u16 = 4096; // 16 KiB: half of a small cache of the first level
+
+    pub(crate) fn new() -> Self {
+        Self((0..Self::COUNTS).map(|count| log1p(f64::from(count))).collect())
+    }
+
+    /// The caller guarantees that `x` is not negative.
+    #[inline]
+    fn log1p(&self, x: f64) -> f32 {
+        let count = x as u16; // beyond its ends: the nearest
+        match self.0.get(usize::from(count)) {
+            Some(&log) if f64::from(count) == x => log,
+            _ => log1p(x),
+        }
     }
 }
 
@@ -212,7 +234,7 @@ mod tests {
 
     fn applied(transform: &DenseTransform, raw: &[f64], indicator: bool) -> Vec<f32> {
         let mut dense = Vec::new();
-        transform.apply(raw, 2, indicator, &mut dense).unwrap();
+        transform.apply(&CountLogs::new(), raw, 2, indicator, &mut dense).unwrap();
         dense
     }
 
@@ -240,11 +262,20 @@ mod tests {
 
     #[test]
     fn a_value_beyond_f32_is_told_by_its_place() {
-        let mut dense = Vec::new();
-        let place = DenseTransform::None.apply(&[0.0, 1.0, 2.0, 1e300], 2, false, &mut dense);
+        let (mut dense, logs) = (Vec::new(), CountLogs::new());
+        let place =
+            DenseTransform::None.apply(&logs, &[0.0, 1.0, 2.0, 1e300], 2, false, &mut dense);
         assert_eq!(place, Err(3));
         dense.clear();
-        assert_eq!(DenseTransform::Log1p.apply(&[1e300], 1, false, &mut dense), Ok(()));
+        assert_eq!(DenseTransform::Log1p.apply(&logs, &[1e300], 1, false, &mut dense), Ok(()));
+    }
+
+    #[test]
+    fn kept_logarithms_have_the_bits_of_computed_ones() {
+        let logs = CountLogs::new();
+        for x in (0..5000).map(f64::from).chain([0.5, 4095.5, 65536.0, 1e15, -0.0]) {
+            assert_eq!(logs.log1p(x).to_bits(), log1p(x).to_bits(), "{x}");
+        }
     }
 
     #[test]

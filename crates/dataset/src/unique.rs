@@ -18,6 +18,8 @@ pub struct Unique {
     found: Vec<(Key, u32)>,       // distinct keys of one table with the order of their first sight
     rank: Vec<u32>,               // order of first sight -> place in `keys`
     sorted: Vec<Key>,
+    bucket_ends: Vec<u32>,
+    scattered: Vec<(Key, u32)>,
 }
 
 /// Finds the distinct keys of `batch`, where `tables[f]` is the table of feature f.
@@ -34,7 +36,7 @@ pub fn unique(batch: &Batch, tables: &[TableId], out: &mut Unique) -> Result<()>
     if values >= u64::from(u32::MAX) {
         return Err(Error::TooManyValues { values });
     }
-    let Unique { keys, inverse, order, slots, found, rank, sorted } = out;
+    let Unique { keys, inverse, order, slots, found, rank, sorted, bucket_ends, scattered } = out;
     keys.clear();
     inverse.resize_with(features.len(), Vec::new);
     order.clear();
@@ -54,7 +56,7 @@ pub fn unique(batch: &Batch, tables: &[TableId], out: &mut Unique) -> Result<()>
             inverse[f].clear();
             first_sights(&features[f].values, slots, found, &mut inverse[f]);
         }
-        found.sort_unstable();
+        sort_by_key(found, bucket_ends, scattered);
         rank.resize(found.len(), 0);
         sorted.clear();
         for (place, &(key, sight)) in (keys.len() as u32..).zip(&*found) {
@@ -120,6 +122,42 @@ fn first_sights(
             }
         }
     }));
+}
+
+/// Sorts distinct keys: by their upper bits into about as many buckets as there are keys, then
+/// within each bucket. Hashes lie evenly, so that buckets hold one or two; keys that do not lie
+/// evenly are sorted all the same, at the speed of a comparing sort.
+fn sort_by_key(found: &mut [(Key, u32)], ends: &mut Vec<u32>, scattered: &mut Vec<(Key, u32)>) {
+    const PLAIN_MAX: usize = 32; // so few are sorted faster where they are
+    if found.len() <= PLAIN_MAX {
+        return found.sort_unstable();
+    }
+    let range = found
+        .iter()
+        .fold((u64::MAX, 0), |(low, high), &(Key(key), _)| (low.min(key), high.max(key)));
+    let (low, spread) = (range.0, range.1 - range.0);
+    let bits = found.len().next_power_of_two().trailing_zeros();
+    let shift = (64 - spread.leading_zeros()).saturating_sub(bits);
+    let bucket = |key: Key| ((key.0 - low) >> shift) as usize;
+    ends.clear();
+    ends.resize(bucket(Key(range.1)) + 1, 0);
+    found.iter().for_each(|&(key, _)| ends[bucket(key)] += 1);
+    let mut start = 0;
+    for end in ends.iter_mut() {
+        (*end, start) = (start, start + *end); // each becomes its bucket's end while it is filled
+    }
+    scattered.resize(found.len(), (Key(0), 0));
+    for &entry in found.iter() {
+        let place = &mut ends[bucket(entry.0)];
+        scattered[*place as usize] = entry;
+        *place += 1;
+    }
+    let mut start = 0;
+    for &end in ends.iter() {
+        scattered[start..end as usize].sort_unstable();
+        start = end as usize;
+    }
+    found.copy_from_slice(&scattered[..found.len()]);
 }
 
 /// Keys may be dense ids or hashes: the upper half of a product with the golden ratio serves both.
@@ -197,7 +235,35 @@ mod tests {
         prop::collection::vec((0..4_u32, rows), 0..6)
     }
 
+    fn any_keys() -> impl Strategy<Value = Vec<u64>> {
+        prop_oneof![
+            prop::collection::vec(any::<u64>(), 0..3000),
+            prop::collection::vec(0..5000_u64, 0..3000),
+            prop::collection::vec((0..200_u64).prop_map(|x| u64::MAX - x * x), 0..400),
+            prop::collection::vec((0..64_u32, 0..9_u64).prop_map(|(n, x)| x << n), 0..900),
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn keys_of_any_spread_are_sorted(lists in prop::collection::vec(any_keys(), 1..4)) {
+            let (mut ends, mut scattered) = (Vec::new(), Vec::new()); // reused, as in `unique`
+            for keys in lists {
+                let distinct: std::collections::BTreeSet<u64> = keys.iter().copied().collect();
+                let mut seen = std::collections::BTreeSet::new();
+                let firsts = keys.into_iter().filter(|&key| seen.insert(key));
+                let mut found: Vec<_> = firsts.map(Key).zip(0..).collect();
+                let by_comparing = {
+                    let mut found = found.clone();
+                    found.sort_unstable();
+                    found
+                };
+                sort_by_key(&mut found, &mut ends, &mut scattered);
+                prop_assert_eq!(found.len(), distinct.len());
+                prop_assert_eq!(found, by_comparing);
+            }
+        }
+
         #[test]
         fn agrees_with_a_tree(first in any_features(), second in any_features()) {
             let mut out = Unique::default(); // reused: a batch must not show in the next one
