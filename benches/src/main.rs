@@ -8,6 +8,7 @@ mod limits;
 mod measure;
 mod memory;
 mod memory_map;
+mod parse;
 mod plot;
 mod policies;
 mod report;
@@ -67,6 +68,8 @@ enum Bench {
     Train,
     /// Bytes beside a row, and whether all rows stay that fit
     Memory,
+    /// Criteo's text to unique keys on one core
+    Parse,
 }
 
 fn main() -> ExitCode {
@@ -115,6 +118,7 @@ impl Bench {
             Bench::Ssd => ssd::run(settings),
             Bench::Train => train::run(settings),
             Bench::Memory => memory::run(settings),
+            Bench::Parse => parse::run(settings),
         }
     }
 }
@@ -182,6 +186,11 @@ mod tests {
     #[test]
     fn memory_runs() {
         runs(Bench::Memory, &["ram_per_row", "full_capacity"]);
+    }
+
+    #[test]
+    fn parse_runs() {
+        runs(Bench::Parse, &["tsv_fields", "tsv_unique", "tsv_parse"]);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub(crate) enum Bench {
     Train,
     /// Bytes beside a row, and whether all rows stay that fit
     Memory,
+    /// Criteo's text to unique keys on one core
+    Parse,
 }
 
 /// One measured case.
@@ -68,9 +70,12 @@ pub(crate) fn run(
     let (rows, notes) = match bench {
         Bench::Quality if quick => bail!("quality has one size: leave --quick out"),
         Bench::Quality => (quality(workspace)?, Vec::new()),
-        Bench::Roofline | Bench::Structures | Bench::HitRate | Bench::Ssd | Bench::Memory => {
-            measured(workspace, &name, quick, None)?
-        }
+        Bench::Roofline
+        | Bench::Structures
+        | Bench::HitRate
+        | Bench::Ssd
+        | Bench::Memory
+        | Bench::Parse => measured(workspace, &name, quick, None)?,
         Bench::Train => {
             let worker = workspace.build_binaries()?.worker;
             measured(workspace, &name, quick, Some(&worker))?
