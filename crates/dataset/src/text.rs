@@ -521,7 +521,10 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(4000))]
         #[test]
         fn the_quick_walk_reads_what_the_plain_one_reads(
-            fields in prop::collection::vec("(|0|1|-?[0-9]{1,20}|[0-9a-f]{8}|[a-f\u{80}]{0,9})", 6..10),
+            fields in prop::collection::vec(
+                "(|0|1|-?[0-9]{1,20}|[0-9a-f]{8}|[a-f\u{80}]{0,9})",
+                6..10,
+            ),
             order in prop::sample::subsequence(vec![0, 1, 2, 3, 4, 5, 6, 7], 7),
         ) {
             let roles = [
