@@ -21,10 +21,10 @@ const CAPACITIES_PERCENT: [usize; 3] = [1, 5, 10];
 const UNDER_BEST_POINTS_MAX: f64 = 1.0;
 const ONLINE_SHARE_MAX: f64 = 0.95;
 const MIN_SHARE_MAX: f64 = 1.10;
-/// Steps between a batch's stage and its computation: what hides a read, and no more, for rows that
-/// are held are slots that no policy has.
-const STAGED_STEPS: usize = 8;
-/// The same, were every batch fetched as soon as it is known.
+/// Steps whose rows are held: the one that computes and, with the worker's default `--lookahead 8`,
+/// those that are staged ahead of it. Rows that are held are slots that no policy has.
+const STAGED_STEPS: usize = 9;
+/// The same, were many more staged.
 const WINDOW_STEPS: usize = 64;
 
 /// The five largest features of the Criteo-like data: ranks that may appear, and Zipf exponent.

@@ -74,7 +74,7 @@ impl<'a> Bench<'a> {
         let worker = settings.worker.as_deref().context("--worker names the dlrm-worker to run")?;
         let dir = TempDir::new_in(&settings.scratch).context("make a directory")?;
         let (scale, steps, batch, lookahead) =
-            if settings.quick { ("0.001", 3, 64, 2) } else { ("0.3", 150, 2048, 64) };
+            if settings.quick { ("0.001", 3, 64, 2) } else { ("0.3", 100, 2048, 8) };
         let (rows_total, rows_big) = (0, 0);
         let mut bench =
             Bench { settings, worker, dir, scale, steps, batch, lookahead, rows_total, rows_big };

@@ -36,6 +36,28 @@ fn parquet_written_by_the_generator_trains_to_the_same_losses() {
 }
 
 #[test]
+fn how_far_ahead_steps_are_staged_leaves_no_trace() {
+    let at = tempfile::tempdir().expect("make folder");
+    let path = |name: &str| text(&at.path().join(name)).to_owned();
+    let train = |lookahead: &str| {
+        let (ps, report) =
+            (format!("embedded:{}", path(lookahead)), path(&format!("{lookahead}.json")));
+        let model = ["--arch-mlp-bot", "13-32-16", "--arch-mlp-top", "32-1", "--report-losses"];
+        let pace = ["--mini-batch-size", "128", "--lookahead", lookahead, "--nepochs", "2"];
+        let memory = ["--ps", &ps, "--host-ram", "1MiB", "--report", &report];
+        succeed(WORKER, &[&["train", "--data", SPEC][..], &model, &pace, &memory].concat());
+        let report = json(report.as_ref());
+        assert!(report["tiers"]["evictions"].as_u64() > Some(0), "the budget is too large");
+        losses(&report)
+    };
+    let expected = train("1");
+    assert_eq!(expected.len(), 64);
+    for lookahead in ["2", "8", "20"] {
+        assert_eq!(expected, train(lookahead), "--lookahead {lookahead}");
+    }
+}
+
+#[test]
 fn criteo_tsv_written_by_the_generator_trains() {
     let at = tempfile::tempdir().expect("make folder");
     let path = |name: &str| text(&at.path().join(name)).to_owned();

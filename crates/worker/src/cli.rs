@@ -228,8 +228,9 @@ pub struct TrainArgs {
     /// Passes over the data
     #[arg(long, default_value_t = 1)]
     pub nepochs: u64,
-    /// Steps staged ahead of the one that computes
-    #[arg(long, default_value_t = 64)]
+    /// Steps staged ahead of the one that computes, their rows held in RAM. More ride out a slower
+    /// SSD; fewer leave more of the RAM to rows that are worth keeping
+    #[arg(long, default_value_t = 8)]
     pub lookahead: usize,
     /// Give a key its row the N-th time that it is seen, 1 to 15; until then it has the floats of a
     /// new row and learns nothing. Without it, the first time

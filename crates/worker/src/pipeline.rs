@@ -61,7 +61,8 @@ pub(crate) fn stage_ahead<'scope, 'env>(
     open: impl Fn(u64) -> Result<Reader> + Send + 'scope,
 ) -> Ahead {
     let (read, batches) = bounded(READ_AHEAD);
-    let (stage, staged) = bounded(course.lookahead.max(1));
+    // one more is in the stager's hand: staged, and waiting for a place
+    let (stage, staged) = bounded(course.lookahead.saturating_sub(1));
     let rounds = READ_AHEAD + course.lookahead + 4; // every buffer that can be under way at once
     let (spare, spares) = bounded::<Staged>(rounds);
     let reading = Reading { tally, epochs: course.epochs, spares };
