@@ -6,7 +6,8 @@
 //! kernel's name, u32 grid, u32 block, u32 arguments; an argument: a byte for its kind, then 0: 4
 //! bytes; 1: 8 bytes; 2, a buffer: u64 length, the bytes before, the bytes after; 3, addresses of
 //! rows: u32 number of the buffer among the case's buffers so far, u64 count, and for each row the
-//! u64 offset of its first byte, all ones for none; 4, like 2, but no argument: only rows lead there.
+//! u64 offset of its first byte, all ones for none; 4, like 2, but no argument: only rows lead
+//! there.
 
 use table::{Optimizer, mix};
 

@@ -1,5 +1,5 @@
-//! CUDA's run-time compiler for machines without CUDA, so that the tests see every kernel compile. It
-//! is a library of the Python registry, fetched once. It compiles nothing itself.
+//! CUDA's run-time compiler for machines without CUDA, so that the tests see every kernel compile.
+//! It is a library of the Python registry, fetched once. It compiles nothing itself.
 
 use std::env;
 use std::path::PathBuf;

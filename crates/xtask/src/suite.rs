@@ -1,6 +1,6 @@
 //! Runs every test of the workspace and adds up what the test binaries say. It has no list of
-//! tests: cargo finds them. A test that needs something from outside is ignored as `needs VARIABLE`;
-//! where that variable is set, it runs in a second round.
+//! tests: cargo finds them. A test that needs something from outside is ignored as
+//! `needs VARIABLE`; where that variable is set, it runs in a second round.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};

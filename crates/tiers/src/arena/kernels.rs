@@ -255,7 +255,8 @@ mod tests {
             let (mut weights, mut moments) = (embeddings.clone(), states.clone());
             for i in (0..picks.len()).filter(|&i| picks[i]) {
                 let state = &mut moments[place(i) * beside..][..state_floats];
-                rule.apply(&mut weights[place(i) * dim..][..dim], state, &gradients[i * dim..][..dim]);
+                let gradient = &gradients[i * dim..][..dim];
+                rule.apply(&mut weights[place(i) * dim..][..dim], state, gradient);
             }
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             for (name, kernel) in kernels() {
