@@ -8,9 +8,12 @@ mod limits;
 mod measure;
 mod memory;
 mod memory_map;
+mod ours;
 mod parse;
+mod peers;
 mod plot;
 mod policies;
+mod products;
 mod report;
 mod roofline;
 mod ssd;
@@ -45,7 +48,14 @@ struct Cli {
     /// The dlrm-worker that `train` runs
     #[arg(long, value_name = "FILE")]
     worker: Option<PathBuf>,
-    /// Of `roofline` and `structures`, only the cases whose names hold this: "dim 16, uniform"
+    /// The embedding-ps that `standalone` trains through
+    #[arg(long, value_name = "FILE")]
+    server: Option<PathBuf>,
+    /// The python3 with torch that `peers` runs
+    #[arg(long, value_name = "FILE")]
+    python: Option<PathBuf>,
+    /// Of `roofline` and `structures`, only the cases whose names hold this: "dim 16, uniform"; of
+    /// `peers`, the case of this id
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Tiny sizes: whether it runs, not how fast
@@ -70,6 +80,8 @@ enum Bench {
     Memory,
     /// Criteo's text to unique keys on one core
     Parse,
+    /// Training steps beside PyTorch's and beside the matrix products alone
+    Peers,
 }
 
 fn main() -> ExitCode {
@@ -90,6 +102,8 @@ fn run(cli: &Cli) -> Result<()> {
         quick: cli.quick,
         scratch: cli.scratch.clone(),
         worker: cli.worker.clone(),
+        server: cli.server.clone(),
+        python: cli.python.clone(),
         only: cli.only.clone().unwrap_or_default(),
     };
     let outcome = cli.name.run(&settings)?;
@@ -119,6 +133,7 @@ impl Bench {
             Bench::Train => train::run(settings),
             Bench::Memory => memory::run(settings),
             Bench::Parse => parse::run(settings),
+            Bench::Peers => peers::run(settings),
         }
     }
 }
@@ -137,6 +152,8 @@ mod tests {
             plots: Some(scratch.path().join("plots")),
             scratch: scratch.path().to_owned(),
             worker,
+            server: None,
+            python: None,
             only: None,
             quick: true,
         };
@@ -216,8 +233,17 @@ mod tests {
     fn train_says_what_it_lacks() {
         let scratch = tempfile::tempdir().unwrap();
         let scratch = scratch.path().to_owned();
-        let settings = Settings { quick: true, scratch, worker: None, only: String::new() };
+        let settings = Settings {
+            quick: true,
+            scratch,
+            worker: None,
+            server: None,
+            python: None,
+            only: String::new(),
+        };
         let error = train::run(&settings).unwrap_err().to_string();
         assert!(error.contains("--worker"), "{error}");
+        let error = peers::run(&settings).unwrap_err().to_string();
+        assert!(error.contains("--python"), "{error}");
     }
 }

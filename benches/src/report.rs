@@ -14,6 +14,10 @@ pub(crate) struct Settings {
     pub(crate) scratch: PathBuf,
     /// The `dlrm-worker` of the same build, for the benchmarks that train.
     pub(crate) worker: Option<PathBuf>,
+    /// The `embedding-ps` of the same build, for the benchmark that trains through it.
+    pub(crate) server: Option<PathBuf>,
+    /// A Python with PyTorch, for the benchmark that measures it.
+    pub(crate) python: Option<PathBuf>,
     /// What the names of the cases hold that are to be run, for benchmarks of many cases.
     pub(crate) only: String,
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::columns::columns;
 use crate::machine;
+use crate::peers;
 use crate::report::Report;
 use crate::workspace::{Workspace, call, line};
 
@@ -43,6 +44,8 @@ pub(crate) enum Bench {
     Memory,
     /// Criteo's text to unique keys on one core
     Parse,
+    /// Training steps beside PyTorch's and beside the matrix products alone
+    Peers,
 }
 
 /// One measured case.
@@ -64,21 +67,27 @@ pub(crate) fn run(
     workspace: &Workspace,
     bench: Bench,
     json: Option<&Path>,
+    only: Option<&str>,
     quick: bool,
 ) -> Result<ExitCode> {
     let name = bench.to_possible_value().context("name the benchmark")?.get_name().to_owned();
     let (rows, notes) = match bench {
         Bench::Quality if quick => bail!("quality has one size: leave --quick out"),
+        Bench::Quality if only.is_some() => bail!("quality has one case: leave --only out"),
         Bench::Quality => (quality(workspace)?, Vec::new()),
         Bench::Roofline
         | Bench::Structures
         | Bench::HitRate
         | Bench::Ssd
         | Bench::Memory
-        | Bench::Parse => measured(workspace, &name, quick, None)?,
+        | Bench::Parse => measured(workspace, &name, only, quick, &[])?,
         Bench::Train => {
             let worker = workspace.build_binaries()?.worker;
-            measured(workspace, &name, quick, Some(&worker))?
+            measured(workspace, &name, only, quick, &[("--worker", &worker)])?
+        }
+        Bench::Peers => {
+            let python = peers::provide(workspace)?;
+            measured(workspace, &name, only, quick, &[("--python", &python)])?
         }
     };
     let (machine, commit) = (machine::description(), workspace.commit());
@@ -96,8 +105,9 @@ pub(crate) fn run(
 fn measured(
     workspace: &Workspace,
     name: &str,
+    only: Option<&str>,
     quick: bool,
-    worker: Option<&Path>,
+    programs: &[(&str, &Path)],
 ) -> Result<(Vec<Row>, Vec<String>)> {
     let mut command = Command::new(workspace.build_bench()?);
     let dir = workspace.root.join("runs/bench");
@@ -105,8 +115,11 @@ fn measured(
     let found = dir.join(format!("{name}.json"));
     command.current_dir(&workspace.root).arg(name).arg("--json").arg(&found);
     command.arg("--plots").arg(&dir).arg("--scratch").arg(&dir);
-    if let Some(worker) = worker {
-        command.arg("--worker").arg(worker);
+    for (flag, program) in programs {
+        command.arg(flag).arg(program);
+    }
+    if let Some(only) = only {
+        command.args(["--only", only]);
     }
     if quick {
         command.arg("--quick");

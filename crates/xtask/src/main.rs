@@ -8,6 +8,7 @@ mod columns;
 mod demo;
 mod machine;
 mod nvrtc;
+mod peers;
 mod report;
 mod rocksdb;
 mod suite;
@@ -46,6 +47,9 @@ enum Command {
         /// Write the rows as JSON too
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Only some cases: a part of their names, for peers a whole id
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
         /// Tiny sizes: whether it runs, not how fast
         #[arg(long)]
         quick: bool,
@@ -76,9 +80,9 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(suite::run(&workspace, name.as_deref())?.conclude())
         }
         Command::Ci => ci::run(&workspace),
-        Command::Bench { name, json, quick } => {
+        Command::Bench { name, json, only, quick } => {
             setup(&workspace)?;
-            bench::run(&workspace, name, json.as_deref(), quick)
+            bench::run(&workspace, name, json.as_deref(), only.as_deref(), quick)
         }
         Command::Setup => {
             setup(&workspace)?;
