@@ -11,6 +11,8 @@ mod budget;
 mod cache;
 #[path = "integration/generated.rs"]
 mod generated;
+#[path = "integration/pytorch.rs"]
+mod pytorch;
 #[path = "integration/quality.rs"]
 mod quality;
 #[path = "integration/reference.rs"]
