@@ -11,12 +11,15 @@ mod memory_map;
 mod ours;
 mod parse;
 mod peers;
+mod pipeline;
 mod plot;
 mod policies;
 mod products;
 mod report;
 mod roofline;
 mod ssd;
+mod standalone;
+mod steps;
 mod structures;
 mod train;
 mod workload;
@@ -82,6 +85,12 @@ enum Bench {
     Parse,
     /// Training steps beside PyTorch's and beside the matrix products alone
     Peers,
+    /// How evenly steps come
+    Steps,
+    /// Training through embedding-ps beside the store in the same process
+    Standalone,
+    /// Training from text with tables beyond RAM beside compute alone
+    Pipeline,
 }
 
 fn main() -> ExitCode {
@@ -134,6 +143,9 @@ impl Bench {
             Bench::Memory => memory::run(settings),
             Bench::Parse => parse::run(settings),
             Bench::Peers => peers::run(settings),
+            Bench::Steps => steps::run(settings),
+            Bench::Standalone => standalone::run(settings),
+            Bench::Pipeline => pipeline::run(settings),
         }
     }
 }
@@ -208,6 +220,16 @@ mod tests {
     #[test]
     fn parse_runs() {
         runs(Bench::Parse, &["tsv_fields", "tsv_unique", "tsv_parse"]);
+    }
+
+    #[test]
+    fn steps_runs() {
+        runs(Bench::Steps, &["step_spread"]);
+    }
+
+    #[test]
+    fn pipeline_runs() {
+        runs(Bench::Pipeline, &["pipeline", "pipeline.cache"]);
     }
 
     #[test]

@@ -15,6 +15,8 @@ use wire::{Pulled, Session};
 use worker::Report;
 use worker::cli::{Cli, Command};
 
+use crate::report::Settings;
+
 /// A model's shape and how it is trained.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
@@ -47,11 +49,58 @@ pub(crate) const TERABYTE: Shape = Shape {
 };
 
 pub(crate) const LEARNING_RATE: &str = "0.01";
+/// The categorical features of generated data.
+pub(crate) const FEATURES: usize = 26;
+/// More than all rows of any benchmark here.
+pub(crate) const HOST_RAM_BYTES: u64 = 4 << 30;
+/// The tables' rows against Criteo Kaggle's 33.8 M.
+pub(crate) const SCALE: &str = "0.1";
+const SCALE_QUICK: &str = "0.001";
+
+impl Shape {
+    /// Both MLPs' widths, inputs first.
+    pub(crate) fn mlps(&self) -> Result<[Vec<usize>; 2]> {
+        let widths = |text: &str| -> Result<Vec<usize>> {
+            text.split('-').map(|width| width.parse().context("a width")).collect()
+        };
+        let vectors = FEATURES + 1;
+        let mut top = widths(self.top)?;
+        top.insert(0, self.dim + vectors * (vectors - 1) / 2);
+        Ok([widths(self.bottom)?, top])
+    }
+}
+
+/// Generated rows for so many batches of the Kaggle shape, as `--data` has them.
+pub(crate) fn generated(settings: &Settings, batches: u64) -> String {
+    let scale = if settings.quick { SCALE_QUICK } else { SCALE };
+    format!("synthetic:scale={scale},rows={},seed=1", batches * KAGGLE.batch as u64)
+}
+
+/// Writes generated rows as Criteo's text.
+pub(crate) fn write_text(data: &str, target: &str) -> Result<()> {
+    match command(&["generate", "--data", data, "--output", target])? {
+        Command::Generate(args) => worker::generate_command(&args).context("write text")?,
+        other => bail!("expected the command generate, found {other:?}"),
+    };
+    Ok(())
+}
 
 /// Writes generated rows in the likeness of Criteo's as a file of parsed batches.
 pub(crate) fn write_batches(data: &str, batch: usize, target: &Path) -> Result<()> {
+    write_batches_as(data, batch, target, &[])
+}
+
+/// The same of any data, with flags of how columns become features.
+pub(crate) fn write_batches_as(
+    data: &str,
+    batch: usize,
+    target: &Path,
+    more: &[&str],
+) -> Result<()> {
     let (batch, target) = (batch.to_string(), target.display().to_string());
-    let words = ["cache", "--data", data, "--mini-batch-size", &batch, "--output", &target];
+    let mut words = vec!["cache", "--data", data, "--mini-batch-size", &batch];
+    words.extend(["--output", &target]);
+    words.extend(more);
     match command(&words)? {
         Command::Cache(args) => worker::cache_command(&args, &AtomicBool::new(false)),
         other => bail!("expected the command cache, found {other:?}"),
@@ -100,6 +149,8 @@ pub(crate) fn open(dir: &Path, host_ram_bytes: u64) -> Result<(Embedded, Watched
 /// from 0. It notes when each pull came.
 pub(crate) struct Watched {
     session: Arc<dyn Session>,
+    /// Whether steps go nowhere: nothing is staged, pulled or pushed.
+    idle: bool,
     /// The session's step that is this training's step 0.
     first: AtomicU64,
     /// One more than the last step staged.
@@ -110,7 +161,12 @@ pub(crate) struct Watched {
 impl Watched {
     pub(crate) fn new(session: Arc<dyn Session>) -> Watched {
         let (first, next) = (AtomicU64::new(0), AtomicU64::new(0));
-        Watched { session, first, next, pulls: Mutex::default() }
+        Watched { session, idle: false, first, next, pulls: Mutex::default() }
+    }
+
+    /// The same tables in a session whose steps go nowhere: what is left of a training is compute.
+    pub(crate) fn idle(other: &Watched) -> Watched {
+        Watched { idle: true, ..Watched::new(Arc::clone(&other.session)) }
     }
 
     /// The seconds between the pulls of the last training, in order.
@@ -119,7 +175,8 @@ impl Watched {
         pulls.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect()
     }
 
-    fn begin(&self) {
+    /// The next training's step 0 comes after all steps so far.
+    pub(crate) fn begin(&self) {
         self.first.store(self.next.load(Ordering::Relaxed), Ordering::Relaxed);
         self.pulls.lock().clear();
     }
@@ -143,6 +200,9 @@ impl Session for Watched {
     }
 
     fn stage(&self, step: Step, keys: &KeyBatch) -> wire::Result<()> {
+        if self.idle {
+            return Ok(());
+        }
         let step = self.step(step);
         self.next.store(step.0 + 1, Ordering::Relaxed);
         self.session.stage(step, keys)
@@ -150,6 +210,9 @@ impl Session for Watched {
 
     fn pull(&self, step: Step, rows: &mut [f32]) -> wire::Result<Pulled> {
         self.pulls.lock().push(Instant::now());
+        if self.idle {
+            return Ok(Pulled::default());
+        }
         self.session.pull(self.step(step), rows)
     }
 
@@ -164,10 +227,16 @@ impl Session for Watched {
     }
 
     fn push(&self, step: Step, gradients: &[f32], learning_rate: f32) -> wire::Result<()> {
+        if self.idle {
+            return Ok(());
+        }
         self.session.push(self.step(step), gradients, learning_rate)
     }
 
     fn release(&self, step: Step) -> wire::Result<()> {
+        if self.idle {
+            return Ok(());
+        }
         self.session.release(self.step(step))
     }
 

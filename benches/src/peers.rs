@@ -16,15 +16,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::measure::{median, rounds};
-use crate::ours::{self, KAGGLE, LEARNING_RATE, Shape, TERABYTE};
+use crate::ours::{self, FEATURES, HOST_RAM_BYTES, KAGGLE, LEARNING_RATE, SCALE, Shape, TERABYTE};
 use crate::products::Products;
 use crate::report::{Outcome, Row, Settings};
 
-const FEATURES: usize = 26;
-const HOST_RAM_BYTES: u64 = 4 << 30;
 const SCRIPT: &str = include_str!("../peers/peer.py");
-/// The tables' rows against Criteo Kaggle's 33.8 M: at dim 64 all sides together must fit RAM.
-const SCALE: &str = "0.1";
 const THREADS: [usize; 2] = [2, 1];
 /// Settings of OpenMP, each in a process of its own.
 const OPENMP: [(&str, &[(&str, &str)]); 2] = [
@@ -138,7 +134,7 @@ impl Case {
         let mut peers = Peers::start(python, &plain, self.variants)?;
         let torch = peers.torch.clone();
         let best = peers.qualify(self.id, steps.1, outcome)?;
-        let mlps = self.mlps()?;
+        let mlps = self.shape.mlps()?;
         let mut products: Vec<Products> =
             THREADS.map(|threads| Products::new(&mlps, self.shape.batch, threads)).into();
         let mut figures = [const { [const { Vec::new() }; 3] }; THREADS.len()];
@@ -173,17 +169,6 @@ impl Case {
         }
         drop(session);
         store.close().context("close the store")
-    }
-
-    /// Both MLPs' widths, inputs first.
-    fn mlps(&self) -> Result<[Vec<usize>; 2]> {
-        let widths = |text: &str| -> Result<Vec<usize>> {
-            text.split('-').map(|width| width.parse().context("a width")).collect()
-        };
-        let vectors = FEATURES + 1;
-        let mut top = widths(self.shape.top)?;
-        top.insert(0, self.shape.dim + vectors * (vectors - 1) / 2);
-        Ok([widths(self.shape.bottom)?, top])
     }
 
     /// Writes the batches of a cache as plain arrays for `peer.py`, and what they are.
@@ -222,7 +207,7 @@ impl Case {
             file.write_all(bytemuck::cast_slice(keys))?;
         }
         file.flush()?;
-        let ([bottom, top], hots) = (self.mlps()?, vec![1; FEATURES]);
+        let ([bottom, top], hots) = (self.shape.mlps()?, vec![1; FEATURES]);
         let model = json!({
             "batch": rows, "batches": batches, "dim": self.shape.dim, "rows": table_rows,
             "hots": hots, "mlp_bottom": bottom, "mlp_top": &top[1..],

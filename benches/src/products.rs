@@ -2,8 +2,6 @@
 //! fastest on this machine: the limit of a step. It computes no gradient of anything.
 #![allow(unsafe_code)] // the library takes pointers
 
-use std::time::Instant;
-
 use anyhow::Result;
 
 use crate::measure::rate;
@@ -65,17 +63,6 @@ impl Products {
             Ok(steps * batch)
         })?;
         Ok(summed / threads) // each thread counted whole batches and did its share of them
-    }
-
-    /// Seconds of each of `steps` steps of the first share.
-    pub(crate) fn step_seconds(&mut self, steps: usize) -> Vec<f64> {
-        let share = &mut self.shares[0];
-        let step = |_| {
-            let started = Instant::now();
-            share.iter_mut().for_each(Product::compute);
-            started.elapsed().as_secs_f64()
-        };
-        (0..steps).map(step).collect()
     }
 }
 

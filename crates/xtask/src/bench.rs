@@ -46,6 +46,12 @@ pub(crate) enum Bench {
     Parse,
     /// Training steps beside PyTorch's and beside the matrix products alone
     Peers,
+    /// How evenly steps come
+    Steps,
+    /// Training through embedding-ps beside the store in the same process
+    Standalone,
+    /// Training from text with tables beyond RAM beside compute alone
+    Pipeline,
 }
 
 /// One measured case.
@@ -80,10 +86,16 @@ pub(crate) fn run(
         | Bench::HitRate
         | Bench::Ssd
         | Bench::Memory
-        | Bench::Parse => measured(workspace, &name, only, quick, &[])?,
+        | Bench::Parse
+        | Bench::Steps
+        | Bench::Pipeline => measured(workspace, &name, only, quick, &[])?,
         Bench::Train => {
             let worker = workspace.build_binaries()?.worker;
             measured(workspace, &name, only, quick, &[("--worker", &worker)])?
+        }
+        Bench::Standalone => {
+            let server = workspace.build_binaries()?.server;
+            measured(workspace, &name, only, quick, &[("--server", &server)])?
         }
         Bench::Peers => {
             let python = peers::provide(workspace)?;
