@@ -78,10 +78,11 @@ pub(crate) fn generated(settings: &Settings, batches: u64) -> String {
 
 /// Writes generated rows as Criteo's text.
 pub(crate) fn write_text(data: &str, target: &str) -> Result<()> {
-    match command(&["generate", "--data", data, "--output", target])? {
-        Command::Generate(args) => worker::generate_command(&args).context("write text")?,
-        other => bail!("expected the command generate, found {other:?}"),
+    let Command::Generate(args) = command(&["generate", "--data", data, "--output", target])?
+    else {
+        bail!("expected the command generate");
     };
+    worker::generate_command(&args).context("write text")?;
     Ok(())
 }
 
@@ -101,11 +102,10 @@ pub(crate) fn write_batches_as(
     let mut words = vec!["cache", "--data", data, "--mini-batch-size", &batch];
     words.extend(["--output", &target]);
     words.extend(more);
-    match command(&words)? {
-        Command::Cache(args) => worker::cache_command(&args, &AtomicBool::new(false)),
-        other => bail!("expected the command cache, found {other:?}"),
-    }
-    .context("write batches")?;
+    let Command::Cache(args) = command(&words)? else {
+        bail!("expected the command cache");
+    };
+    worker::cache_command(&args, &AtomicBool::new(false)).context("write batches")?;
     Ok(())
 }
 
