@@ -1,4 +1,4 @@
-//! How good predictions are: AUC, logloss and accuracy, computed while they stream by. It keeps
+//! How good predictions are: AUC, logloss and the like, computed while they stream by. It keeps
 //! counts, not predictions, so its memory does not grow with the number of rows.
 
 use serde::Serialize;
@@ -13,6 +13,7 @@ pub(crate) struct Scores {
     positives: Vec<u64>, // [BINS]
     negatives: Vec<u64>, // [BINS]
     logloss_sum: f64,
+    predicted_sum: f64,
     correct: u64,
 }
 
@@ -29,13 +30,25 @@ pub struct Quality {
     pub logloss: f64,
     /// The logloss of predicting the base rate for every row.
     pub base_logloss: f64,
+    /// Logloss over that of the base rate (He et al., 2014): below 1 is better than no model.
+    /// Absent where only one class was seen.
+    pub normalised_entropy: Option<f64>,
+    /// Positives that were predicted over those that were there: 1 is calibrated. Absent where
+    /// there were none.
+    pub calibration: Option<f64>,
     /// Share of rows on whose side of one half the prediction is.
     pub accuracy: f64,
 }
 
 impl Scores {
     pub(crate) fn new() -> Self {
-        Self { positives: vec![0; BINS], negatives: vec![0; BINS], logloss_sum: 0.0, correct: 0 }
+        Self {
+            positives: vec![0; BINS],
+            negatives: vec![0; BINS],
+            logloss_sum: 0.0,
+            predicted_sum: 0.0,
+            correct: 0,
+        }
     }
 
     /// Adds predictions in [0, 1] and their labels, both [rows].
@@ -46,6 +59,7 @@ impl Scores {
             let side = if positive { &mut self.positives } else { &mut self.negatives };
             side[bin(p)] += 1;
             self.logloss_sum += cross_entropy(p, f64::from(label));
+            self.predicted_sum += p;
             self.correct += u64::from((p >= 0.5) == positive);
         }
     }
@@ -55,13 +69,17 @@ impl Scores {
         let negatives: u64 = self.negatives.iter().sum();
         let rows = positives + negatives;
         let base_rate = positives as f64 / rows as f64;
+        let base_logloss = base_rate * cross_entropy(base_rate, 1.0)
+            + (1.0 - base_rate) * cross_entropy(base_rate, 0.0);
+        let logloss = self.logloss_sum / rows as f64;
         Quality {
             rows,
             base_rate,
             auc: self.auc(positives, negatives),
-            logloss: self.logloss_sum / rows as f64,
-            base_logloss: base_rate * cross_entropy(base_rate, 1.0)
-                + (1.0 - base_rate) * cross_entropy(base_rate, 0.0),
+            logloss,
+            base_logloss,
+            normalised_entropy: (positives > 0 && negatives > 0).then(|| logloss / base_logloss),
+            calibration: (positives > 0).then(|| self.predicted_sum / positives as f64),
             accuracy: self.correct as f64 / rows as f64,
         }
     }
@@ -138,12 +156,28 @@ mod tests {
         let expected = -(0.9_f64.ln() + 0.8_f64.ln() + 0.4_f64.ln() - 100.0) / 4.0;
         assert!((quality.logloss - expected).abs() < 1e-6, "{quality:?}");
         assert!((quality.base_logloss - 2_f64.ln()).abs() < 1e-12);
+        let entropy = quality.normalised_entropy.unwrap();
+        assert!((entropy - expected / 2_f64.ln()).abs() < 1e-6, "{quality:?}");
+        assert!((quality.calibration.unwrap() - 0.85).abs() < 1e-6, "{quality:?}");
+    }
+
+    #[test]
+    fn the_base_rate_for_every_row_is_calibrated_and_has_an_entropy_of_1() {
+        let mut scores = Scores::new();
+        scores.add(&[0.25; 8], &[1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+        let quality = scores.quality();
+        assert!((quality.normalised_entropy.unwrap() - 1.0).abs() < 1e-12, "{quality:?}");
+        assert!((quality.calibration.unwrap() - 1.0).abs() < 1e-12, "{quality:?}");
     }
 
     #[test]
     fn one_class_alone_has_no_auc() {
         let mut scores = Scores::new();
         scores.add(&[0.3, 0.4], &[0.0, 0.0]);
-        assert_eq!(scores.quality().auc, None);
+        let quality = scores.quality();
+        assert_eq!(
+            (quality.auc, quality.normalised_entropy, quality.calibration),
+            (None, None, None)
+        );
     }
 }

@@ -130,6 +130,13 @@ impl Report {
                  accuracy {:.4}",
                 q.rows, q.logloss, q.base_rate, q.base_logloss, q.accuracy
             );
+            if let (Some(entropy), Some(calibration)) = (q.normalised_entropy, q.calibration) {
+                let _ = writeln!(
+                    text,
+                    "normalised entropy {entropy:.4}, calibration {calibration:.4} (predicted over \
+                     seen positives)"
+                );
+            }
         }
         if let Some(bayes) = self.bayes {
             let (auc, logloss) = (bayes.bayes_auc, bayes.bayes_logloss);
