@@ -75,3 +75,40 @@ fn a_generator_that_is_not_one_is_refused() {
     refuse(WORKER, &["generate", "--data", "criteo:x"], &["expected synthetic:"]);
     refuse(WORKER, &["generate", "--data", "synthetic:colour=red"], &["colour"]);
 }
+
+#[test]
+fn tests_on_the_way_change_no_loss_and_end_the_training_at_their_auc() {
+    let at = tempfile::tempdir().expect("make folder");
+    let path = |name: &str| text(&at.path().join(name)).to_owned();
+    let train = |name: &str, more: &[&str]| {
+        let (ps, report) = (format!("embedded:{}", path(name)), path(&format!("{name}.json")));
+        let model = ["--arch-mlp-bot", "13-32-16", "--arch-mlp-top", "32-1", "--report-losses"];
+        let data = ["--mini-batch-size", "256", "--rows", "train", "--eval-rows", "test"];
+        let places = ["--ps", &ps, "--report", &report];
+        succeed(WORKER, &[&["train", "--data", SPEC][..], &model, &data, &places, more].concat());
+        json(report.as_ref())
+    };
+    let plain = train("plain", &[]);
+    let tested = train("tested", &["--test-freq", "5", "--print-freq", "3"]);
+    assert_eq!(losses(&plain), losses(&tested));
+    assert_eq!(plain["auc"], tested["auc"]);
+    let tests = tested["tests"].as_array().expect("the report has tests");
+    let steps: Vec<u64> = tests.iter().filter_map(|test| test["step"].as_u64()).collect();
+    assert_eq!(steps, [5, 10]);
+    assert_ne!(tests[0]["logloss"], tests[1]["logloss"]);
+    let stopped = train("stopped", &["--test-freq", "5", "--mlperf-auc-threshold", "0.01"]);
+    assert_eq!(
+        (stopped["steps"].as_u64(), stopped["auc_reached"].as_bool()),
+        (Some(5), Some(true))
+    );
+    assert_eq!(stopped["auc"], tests[0]["auc"]);
+    assert_eq!(losses(&stopped), losses(&plain)[..5]);
+}
+
+#[test]
+fn tests_on_the_way_need_rows_to_test_on() {
+    let at = tempfile::tempdir().expect("make folder");
+    let ps = format!("embedded:{}", text(&at.path().join("ps")));
+    let arguments = ["train", "--data", SPEC, "--ps", &ps, "--test-freq", "5"];
+    refuse(WORKER, &arguments, &["--test-freq 5", "--eval-rows"]);
+}

@@ -232,6 +232,18 @@ pub struct TrainArgs {
     /// SSD; fewer leave more of the RAM to rows that are worth keeping
     #[arg(long, default_value_t = 8)]
     pub lookahead: usize,
+    /// Evaluate after every so many steps too. With --save-model FILE.safetensors the model that
+    /// had the best AUC is the one saved; a folder always has the end, as the server's rows do
+    #[arg(long, value_name = "STEPS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub test_freq: Option<u64>,
+    /// Tell the mean loss after every so many steps, on standard error
+    #[arg(long, value_name = "STEPS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub print_freq: Option<u64>,
+    /// End the training once an evaluation by --test-freq has at least this AUC
+    #[arg(long, value_name = "AUC", requires = "test_freq")]
+    pub mlperf_auc_threshold: Option<f64>,
     /// Give a key its row the N-th time that it is seen, 1 to 15; until then it has the floats of a
     /// new row and learns nothing. Without it, the first time
     #[arg(long, value_name = "N", conflicts_with = "load_model")]

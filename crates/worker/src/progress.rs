@@ -64,6 +64,14 @@ impl Progress {
         self.line(&format!("{:.0} samples/s {detail}", self.rows as f64 / seconds));
     }
 
+    /// Tells a line whatever the time, above the bar where there is one.
+    pub(crate) fn tell(&self, message: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.line(message)),
+            None => self.line(message),
+        }
+    }
+
     fn line(&self, message: &str) {
         let seconds = self.started.elapsed().as_secs_f64();
         let line = format!("{} {} rows in {seconds:.1} s: {message}\n", self.doing, self.rows);

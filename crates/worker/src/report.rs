@@ -30,6 +30,11 @@ pub struct Report {
     /// Quality on the evaluated rows.
     #[serde(flatten)]
     pub quality: Option<Quality>,
+    /// The evaluations of `--test-freq`, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tests: Vec<Test>,
+    /// Whether `--mlperf-auc-threshold` ended the training.
+    pub auc_reached: bool,
     /// What the generator's own probabilities reach on the evaluated rows.
     #[serde(flatten)]
     pub bayes: Option<Bayes>,
@@ -57,6 +62,18 @@ pub struct Report {
     pub tiers: Tiers,
     /// The same, table by table, as the server reports it.
     pub store: Option<StoreStatus>,
+}
+
+/// An evaluation in the middle of training.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Test {
+    /// Steps trained before it, in this run.
+    pub step: u64,
+    /// Wall time of training before it, evaluations apart.
+    pub train_s: f64,
+    /// Quality on the evaluated rows.
+    #[serde(flatten)]
+    pub quality: Quality,
 }
 
 /// The best that is to be had on generated data.

@@ -56,6 +56,7 @@ impl Training {
                  when it is written (dlrm-worker cache --shuffle-window {window})"
             )));
         }
+        check_tests(args)?;
         let threads = threads(args.threads)?;
         let rates = rates(&args.optimizer)?;
         let card = match &args.load_model {
@@ -154,6 +155,20 @@ fn check_lookahead(lookahead: usize, session: &dyn Session) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+fn check_tests(args: &TrainArgs) -> Result<()> {
+    if let (Some(steps), None, None) = (args.test_freq, &args.eval_data, args.eval_rows) {
+        let message = format!("--test-freq {steps}: expected --eval-data or --eval-rows with it");
+        return Err(Error::Input(message));
+    }
+    match args.mlperf_auc_threshold {
+        Some(auc) if !(auc > 0.0 && auc <= 1.0) => {
+            let message = format!("--mlperf-auc-threshold {auc}: expected above 0, at most 1");
+            Err(Error::Input(message))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn threads(asked: Option<usize>) -> Result<usize> {

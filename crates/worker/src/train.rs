@@ -1,21 +1,23 @@
 //! `dlrm-worker train`: the loop over steps. Stage, pull, compute, push; the threads that run ahead
 //! are in `pipeline`, what the flags mean in `setup`.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use dataset::{ReadOptions, Reader, Shuffle};
+use dataset::{ReadOptions, Reader, Shuffle, Source};
 use dlrm::{FeatureRows, LearningRate, Model, StepInput};
-use table::Step;
+use table::{Step, TableId};
 use wire::Session;
 
+use crate::card::Card;
 use crate::cli::TrainArgs;
 use crate::evaluate::evaluate;
 use crate::pipeline::{Ahead, Course, Staged, Tally, stage_ahead};
 use crate::progress::Progress;
-use crate::report::Report;
+use crate::report::{Report, Test};
 use crate::setup::{Training, bayes_of};
 use crate::weights;
 use crate::{Error, Result};
@@ -39,12 +41,18 @@ pub fn train_command(
     training.card.steps += report.steps;
     report.set_store(session.status().map_err(Error::session("ask for status"))?);
     if let (Some((source, options)), false) = (&training.evaluation, report.interrupted) {
-        let reader = dataset::open(source, options)?;
-        let quality = evaluate(reader, &training.tables, session, &mut training.model)?;
-        report.quality = Some(quality);
+        report.quality = Some(match report.tests.last() {
+            Some(test) if test.step == report.steps => test.quality, // nothing moved since
+            _ => {
+                let reader = dataset::open(source, options)?;
+                evaluate(reader, &training.tables, session, &mut training.model)?
+            }
+        });
         report.bayes = bayes_of(source, options)?;
     }
-    if let Some(path) = &args.save_model {
+    if let Some(path) = &args.save_model
+        && !keeps_best(args, &report)
+    {
         weights::save(path, &training.card, &training.model, &training.tables, session)?;
     }
     if let Some(path) = &args.report {
@@ -52,6 +60,18 @@ pub fn train_command(
     }
     let lines = report.lines();
     Ok((report, lines))
+}
+
+/// Whether an earlier test has written the file to keep: its AUC is above what the end has.
+fn keeps_best(args: &TrainArgs, report: &Report) -> bool {
+    let whole = args.save_model.as_ref().is_some_and(|path| weights::is_whole(path));
+    let best = report.tests.iter().filter_map(|test| test.quality.auc).fold(None, f64_max);
+    let end = report.quality.and_then(|quality| quality.auc);
+    whole && best.is_some() && best >= end
+}
+
+fn f64_max(best: Option<f64>, auc: f64) -> Option<f64> {
+    Some(best.map_or(auc, |best| best.max(auc)))
 }
 
 fn train(
@@ -69,13 +89,23 @@ fn train(
     let mut steps = Steps {
         session,
         model: &mut training.model,
+        tests: training.evaluation.as_ref().zip(args.test_freq).map(|(evaluation, every)| Tests {
+            evaluation,
+            every,
+            auc_threshold: args.mlperf_auc_threshold,
+            best_path: args.save_model.as_deref().filter(|path| weights::is_whole(path)),
+            tables: &training.tables,
+            card: &training.card,
+        }),
+        print_freq: args.print_freq,
+        test_time: Duration::ZERO,
+        started: Instant::now(),
         rates: training.rates,
         stop,
         first_step: training.card.steps,
         rows: Vec::new(),
         report,
     };
-    let started = Instant::now();
     let outcome = std::thread::scope(|scope| {
         let open = |epoch: u64| {
             // each pass in an order of its own, which follows from the seed
@@ -94,7 +124,8 @@ fn train(
         }
         outcome
     });
-    report.train_s = started.elapsed().as_secs_f64();
+    let train_time = steps.started.elapsed().saturating_sub(steps.test_time);
+    report.train_s = train_time.as_secs_f64();
     report.samples_per_s = report.samples as f64 / report.train_s;
     report.stage_s = tally.stage_ns.load(Ordering::Relaxed) as f64 * 1e-9;
     report.rows_skipped = tally.rows_skipped.load(Ordering::Relaxed);
@@ -109,9 +140,26 @@ pub(crate) struct Rates {
     pub tables: LearningRate,
 }
 
+/// What `--test-freq` asks for.
+struct Tests<'a> {
+    evaluation: &'a (Source, ReadOptions),
+    /// Steps from one test to the next.
+    every: u64,
+    auc_threshold: Option<f64>,
+    /// Where the model with the best AUC goes.
+    best_path: Option<&'a Path>,
+    tables: &'a [TableId],
+    card: &'a Card,
+}
+
 struct Steps<'a> {
     session: &'a dyn Session,
     model: &'a mut Model,
+    tests: Option<Tests<'a>>,
+    print_freq: Option<u64>,
+    /// Wall time of tests: no part of training.
+    test_time: Duration,
+    started: Instant,
     rates: Rates,
     stop: &'a AtomicBool,
     /// Steps trained before this run: the schedule goes on where it was.
@@ -129,6 +177,7 @@ impl Steps<'_> {
     ) -> Result<()> {
         let mut progress = Progress::new("train", None);
         let mut shown = Shown::default();
+        let (mut print_loss, mut print_steps) = (0.0, 0_u64);
         while !self.stop.load(Ordering::Relaxed) {
             let waiting = Instant::now();
             let Ok(next) = staged.recv() else { break };
@@ -143,11 +192,52 @@ impl Steps<'_> {
             shown.add(loss);
             progress.advance(rows, || shown.describe(self.session));
             let _ = spare.try_send(next); // a full ring of buffers lets one go
+            (print_loss, print_steps) = (print_loss + f64::from(loss), print_steps + 1);
+            if self.print_freq == Some(print_steps) {
+                let (step, mean) =
+                    (self.first_step + self.report.steps, print_loss / print_steps as f64);
+                progress.tell(&format!("step {step}: loss {mean:.6}"));
+                (print_loss, print_steps) = (0.0, 0);
+            }
+            if self.test(pusher, &progress)? {
+                self.report.auc_reached = true;
+                break;
+            }
         }
         self.report.push_s += pusher.wait()?.as_secs_f64();
         self.session.settle().map_err(Error::session("settle pushes"))?;
         progress.finish(&shown.describe(self.session));
         Ok(())
+    }
+
+    /// Evaluates if it is time to, and tells whether the AUC to stop at is reached. The steps that
+    /// are staged wait.
+    fn test(&mut self, pusher: &mut Pusher, progress: &Progress) -> Result<bool> {
+        let Some(tests) = &self.tests else { return Ok(false) };
+        let step = self.report.steps;
+        if !step.is_multiple_of(tests.every) {
+            return Ok(false);
+        }
+        self.report.push_s += pusher.wait()?.as_secs_f64();
+        self.session.settle().map_err(Error::session("settle pushes"))?;
+        let testing = Instant::now();
+        let train_s = self.started.elapsed().saturating_sub(self.test_time).as_secs_f64();
+        let (source, options) = tests.evaluation;
+        let reader = dataset::open(source, options)?;
+        let quality = evaluate(reader, tests.tables, self.session, self.model)?;
+        let past = self.report.tests.iter().filter_map(|test| test.quality.auc);
+        let best = past.fold(None, f64_max);
+        if let (Some(path), true) = (tests.best_path, quality.auc > best) {
+            let steps = tests.card.steps + step;
+            let card = Card { steps, ..tests.card.clone() };
+            weights::save(path, &card, self.model, tests.tables, self.session)?;
+        }
+        self.report.tests.push(Test { step, train_s, quality });
+        self.test_time += testing.elapsed();
+        let auc = quality.auc.map_or("undefined".to_owned(), |auc| format!("{auc:.5}"));
+        let logloss = quality.logloss;
+        progress.tell(&format!("step {step}: test AUC {auc}, logloss {logloss:.5}"));
+        Ok(quality.auc.zip(tests.auc_threshold).is_some_and(|(auc, least)| auc >= least))
     }
 
     /// One step: the pull sees the push before it; the push runs beside the dense update.
