@@ -33,10 +33,7 @@ pub(crate) fn hits<P: Policy + ?Sized>(policy: &mut P, keys: &[u32]) -> u64 {
     keys.iter().map(|&key| u64::from(policy.access(key))).sum()
 }
 
-/// The finaliser of splitmix64 (Steele et al., 2014), as a hash of a key.
+/// A hash of a key.
 pub(crate) fn hash(key: u32) -> u64 {
-    let mut x = u64::from(key).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    table::mix(u64::from(key))
 }

@@ -2,6 +2,7 @@
 //! out. A window as large as the source permutes it whole. It looks at no value.
 
 use serde::{Deserialize, Serialize};
+use table::{GOLDEN, scatter};
 
 use crate::reader::Rows;
 use crate::{Batch, Result};
@@ -40,11 +41,11 @@ impl ShuffledRows {
         let rows = self.window.rows();
         self.order.clear();
         self.order.extend(0..rows as u32); // a window has at most 2^24 rows; see `reader`
-        let mut state = mix(self.shuffle.seed ^ mix(self.windows));
+        let mut state = scatter(self.shuffle.seed ^ scatter(self.windows));
         for last in (1..rows).rev() {
             // Fisher and Yates; the high half of the product maps 64 bits onto 0..=last
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let place = (u128::from(mix(state)) * (last as u128 + 1)) >> 64;
+            state = state.wrapping_add(GOLDEN);
+            let place = (u128::from(scatter(state)) * (last as u128 + 1)) >> 64;
             self.order.swap(last, place as usize);
         }
         self.windows += 1;
@@ -82,13 +83,6 @@ impl Rows for ShuffledRows {
     fn progress(&self) -> f64 {
         self.source.progress()
     }
-}
-
-/// The finaliser of splitmix64 (Steele et al., 2014).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! How a new model's weights are drawn: each parameter from (seed, its name), the same on every
 //! platform. It draws no embedding; tables do.
 
+use table::{GOLDEN, mix};
+
 /// Fills `values` from N(0, `std`): element i depends on (seed, name, i) alone.
 pub(crate) fn fill_normal(seed: u64, name: &str, std: f64, values: &mut [f32]) {
     let name = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
@@ -9,20 +11,12 @@ pub(crate) fn fill_normal(seed: u64, name: &str, std: f64, values: &mut [f32]) {
     let seed = mix(mix(seed).wrapping_add(name));
     for (i, x) in values.iter_mut().enumerate() {
         // Box and Muller (1958), one value of the pair; `libm` so that every platform agrees
-        let word = mix(seed.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let word = mix(seed.wrapping_add((i as u64).wrapping_mul(GOLDEN)));
         let u = ((word >> 32) as f64 + 0.5) / (1_u64 << 32) as f64;
         let v = (word & 0xffff_ffff) as f64 / (1_u64 << 32) as f64;
         let z = libm::sqrt(-2.0 * libm::log(u)) * libm::cos(std::f64::consts::TAU * v);
         *x = (std * z) as f32;
     }
-}
-
-/// The finaliser of splitmix64 (Steele et al., 2014).
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

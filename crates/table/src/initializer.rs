@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::mix;
+use crate::spec::{GOLDEN, mix};
 
 /// The distribution of a new row's floats.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ fn fill_normal(seed: u64, mean: f32, std: f32, embedding: &mut [f32]) {
 }
 
 fn word(seed: u64, i: usize) -> u64 {
-    mix(seed.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    mix(seed.wrapping_add((i as u64).wrapping_mul(GOLDEN)))
 }
 
 #[cfg(test)]

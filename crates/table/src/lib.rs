@@ -17,5 +17,5 @@ pub use error::{Error, Result};
 pub use id::{Key, Step, TableId};
 pub use initializer::Initializer;
 pub use limits::Limits;
-pub use spec::{Admission, Expiry, Optimizer, RowLayout, TableSpec, mix};
+pub use spec::{Admission, Expiry, GOLDEN, Optimizer, RowLayout, TableSpec, mix, scatter};
 pub use status::{Counters, RowStatus, StoreStatus, TableStatus, TierCounters, TierStatus};

@@ -233,9 +233,18 @@ impl RowLayout {
     }
 }
 
-/// The finaliser of splitmix64 (Steele et al., 2014): a bijection that scatters every bit.
-pub fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+/// What each step of splitmix64 (Steele et al., 2014) adds to its state.
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The number that splitmix64 (Steele et al., 2014) gives in the state `x`.
+#[inline]
+pub fn mix(x: u64) -> u64 {
+    scatter(x.wrapping_add(GOLDEN))
+}
+
+/// The finaliser of splitmix64: a bijection that scatters every bit; 0 stays 0.
+#[inline]
+pub fn scatter(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
@@ -248,6 +257,15 @@ mod tests {
     fn spec(name: &str, seed: u64) -> TableSpec {
         let optimizer = Optimizer::RowWiseAdagrad { eps: 1e-10, initial_accumulator: 0.5 };
         TableSpec::new(name, 4, optimizer, Initializer::Uniform { bound: 0.25 }, seed)
+    }
+
+    #[test]
+    fn mix_is_splitmix64() {
+        // the first numbers of the generator's reference implementation in the state 0
+        let numbers = (0..3).map(|i| mix(GOLDEN.wrapping_mul(i)));
+        let expected = [0xe220_a839_7b1d_cdaf, 0x6e78_9e6a_a1b9_65f4, 0x06c4_5d18_8009_454f];
+        assert!(numbers.eq(expected));
+        assert_eq!(scatter(0), 0);
     }
 
     #[test]

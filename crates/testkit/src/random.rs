@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use table::{Key, KeyBatch, TableId};
+use table::{GOLDEN, Key, KeyBatch, TableId, mix};
 
 /// A stream of pseudo-random numbers (splitmix64; Steele et al., 2014).
 #[derive(Debug, Clone)]
@@ -19,11 +19,9 @@ impl Random {
 
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        let word = mix(self.state);
+        self.state = self.state.wrapping_add(GOLDEN);
+        word
     }
 
     /// A number below `n`, which is not 0.

@@ -1,9 +1,11 @@
 //! Makes blocks of rows. Row i depends on (scale, seed, i) alone, so any rows can be made in any
 //! order and on any thread.
 
+use table::scatter;
+
 use super::counts::{self, Counts};
 use super::features::{COUNTS, FEATURES};
-use super::random::{Purpose, Stream, below, mix, unit};
+use super::random::{Purpose, Stream, below, unit};
 use super::ranks::Ranks;
 use super::scramble::Scramble;
 use super::teacher::{SLOT_MISSING, Teacher, probability, slot_of_rank};
@@ -168,7 +170,7 @@ fn draw_ids(feature: &Ids, ranks: &Ranks, rows: &[u64], ids: &mut Vec<u64>, slot
 
 /// A rank beyond the table lands on one of the ids outside the head, each as likely.
 fn folded(rank: u64, head: u64, count: u64) -> u64 {
-    if rank < count { rank } else { head + below(mix(rank), count - head) }
+    if rank < count { rank } else { head + below(scatter(rank), count - head) }
 }
 
 #[cfg(test)]

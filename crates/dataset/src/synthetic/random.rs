@@ -1,6 +1,8 @@
 //! Random words by counter: each is a function of (seed, stream, row), so that rows can be made in
 //! any order. There is no state.
 
+use table::{GOLDEN, scatter};
+
 /// What a stream of words is for; `usize` counts features, columns or pairs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Purpose {
@@ -34,12 +36,12 @@ impl Stream {
             Purpose::PairRight(n) => (9, n),
             Purpose::DenseEffect => (10, 0),
         };
-        Self(mix(mix(seed).wrapping_add(mix(kind << 32 | number as u64))))
+        Self(scatter(scatter(seed).wrapping_add(scatter(kind << 32 | number as u64))))
     }
 
     #[inline]
     pub(super) fn word(self, row: u64) -> u64 {
-        mix(self.0.wrapping_add(row.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        scatter(self.0.wrapping_add(row.wrapping_mul(GOLDEN)))
     }
 
     /// Mean 0, standard deviation 1, nearly normal: the sum of four uniform numbers.
@@ -60,14 +62,4 @@ pub(super) fn unit(word: u64) -> f64 {
 #[inline]
 pub(super) fn below(word: u64, bound: u64) -> u64 {
     ((u128::from(word) * u128::from(bound)) >> 64) as u64
-}
-
-/// The finaliser of splitmix64 (Steele et al., 2014).
-#[inline]
-pub(super) fn mix(mut x: u64) -> u64 {
-    x ^= x >> 30;
-    x = x.wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x ^= x >> 27;
-    x = x.wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

@@ -1,7 +1,9 @@
 //! A bijection of 0..n, so that an id tells nothing of its popularity: a Feistel network over a
 //! rectangle that hardly exceeds n, walked until it comes back inside (Black and Rogaway, 2002).
 
-use super::random::{Stream, below, mix};
+use table::scatter;
+
+use super::random::{Stream, below};
 
 const ROUNDS: usize = 4;
 
@@ -37,7 +39,7 @@ impl Scramble {
     }
 
     fn turn(&self, half: u64, other: u64, key: u64) -> u64 {
-        let turned = half + below(mix(key.wrapping_add(other)), self.side);
+        let turned = half + below(scatter(key.wrapping_add(other)), self.side);
         if turned >= self.side { turned - self.side } else { turned }
     }
 }

@@ -1,6 +1,7 @@
 //! Made-up batches and models, the same at every run. It reads no file.
 
 use dlrm::{Architecture, FeatureRows, Interaction, Loss, PredictInput, StepInput, parse_widths};
+use table::{GOLDEN, mix};
 
 /// A batch with its memory.
 #[derive(Clone)]
@@ -30,11 +31,9 @@ pub(crate) struct Noise(pub u64);
 
 impl Noise {
     pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % end
+        let word = mix(self.0);
+        self.0 = self.0.wrapping_add(GOLDEN);
+        word % end
     }
 
     pub(crate) fn floats(&mut self, len: usize, scale: f32) -> Vec<f32> {

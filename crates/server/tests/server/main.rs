@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use server::{Config, ConfigToml, Embedded, EmbeddedConfig, Listen, Server, Size, Span, Switch};
 use table::{Initializer, Key, KeyBatch, Limits, Optimizer, RowStatus, Step, TableId, TableSpec};
+use testkit::Random;
 use wire::client::GrpcSession;
 use wire::{Endpoint, Session};
 
@@ -95,10 +96,10 @@ fn train(session: &dyn Session, steps: u64, lookahead: u64) -> Vec<u32> {
     let a = session.create_table(&spec("a", 4, adagrad)).unwrap();
     let b = session.create_table(&spec("b", 7, Optimizer::Sgd)).unwrap();
     let keys_of = |step: u64| {
-        let mut random = Random(step);
+        let mut random = Random::new(step);
         let mut batch = KeyBatch::new();
         for table in [a, b] {
-            let mut keys: Vec<Key> = (0..40).map(|_| Key(random.next() % 200)).collect();
+            let mut keys: Vec<Key> = (0..40).map(|_| Key(random.next_u64() % 200)).collect();
             keys.sort_unstable();
             keys.dedup();
             batch.push_run(table, &keys).unwrap();
@@ -115,9 +116,9 @@ fn train(session: &dyn Session, steps: u64, lookahead: u64) -> Vec<u32> {
         session.stage(Step(step + lookahead), &keys_of(step + lookahead).0).unwrap();
         let mut rows = vec![0.0; keys_of(step).1];
         session.pull(Step(step), &mut rows).unwrap();
-        let mut random = Random(!step);
+        let mut random = Random::new(!step);
         let gradients: Vec<f32> =
-            rows.iter().map(|x| x + (random.next() % 1000) as f32 / 999.0 - 0.5).collect();
+            rows.iter().map(|x| x + (random.next_u64() % 1000) as f32 / 999.0 - 0.5).collect();
         session.push(Step(step), &gradients, 0.05).unwrap();
         seen.extend(bits(&rows));
     }
@@ -130,17 +131,4 @@ fn train(session: &dyn Session, steps: u64, lookahead: u64) -> Vec<u32> {
     assert!(statuses.iter().all(|s| matches!(s, RowStatus::Host | RowStatus::Initialised)));
     seen.extend(bits(&rows));
     seen
-}
-
-/// A stream of numbers (splitmix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
 }
