@@ -1,5 +1,5 @@
-//! Rough figures of the store alone: `cargo run --release -p tiers --example throughput`. One
-//! thread, batches of unique keys, all in RAM. It asserts nothing; `cargo xtask bench roofline`
+//! Rough figures of the store alone: `cargo run --release -p tiers --example staging_throughput`.
+//! One thread, batches of unique keys, all in RAM. It asserts nothing; `cargo xtask bench roofline`
 //! sets the store beside the machine's limits.
 #![allow(clippy::print_stdout, clippy::unwrap_used)] // it speaks to whoever runs it
 

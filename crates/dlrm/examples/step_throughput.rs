@@ -1,7 +1,7 @@
 //! Samples a second of whole training steps on the Criteo Kaggle shape, tables left out: rows come
 //! from memory and their gradients stay there.
 //!
-//!     cargo run --release -p dlrm --example throughput -- [THREADS [BATCH [STEPS]]]
+//!     cargo run --release -p dlrm --example step_throughput -- [THREADS [BATCH [STEPS]]]
 #![allow(clippy::print_stdout)]
 
 use std::time::{Duration, Instant};
