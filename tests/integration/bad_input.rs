@@ -3,16 +3,15 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use table::{Initializer, Key, KeyBatch, Optimizer, RowStatus, Step, TableId, TableSpec};
+use testkit::Process;
 use wire::client::{CONNECT_TIMEOUT, GrpcSession};
 use wire::{Code, Session};
 
-use crate::binaries::{PSCTL, SERVER, Server, WORKER, data, fail, refuse, succeed, text, wait};
+use crate::binaries::{LIMIT, PSCTL, SERVER, Server, WORKER, data, fail, refuse, succeed, text};
 
 const MODEL: [&str; 8] = [
     "--arch-mlp-bot",
@@ -251,13 +250,9 @@ fn a_second_server_on_the_same_folder_is_refused() {
     let server = Server::start(at.path(), &[]);
     let folder = at.path().join("data");
     let arguments = ["--data-dir", text(&folder), "--listen", "127.0.0.1:0", "--http", "off"];
-    let mut second = Command::new(SERVER)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start");
-    let status = wait(&mut second, Duration::from_secs(30));
+    let mut second =
+        Process::start(SERVER, arguments, at.path().join("second.log")).expect("start");
+    let status = second.wait(LIMIT).expect("the second server ends");
     assert!(!status.success());
     server.stop();
 }

@@ -2,10 +2,14 @@
 //! started and ended as they should.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
+use testkit::Process;
+
+/// What a process may take to get ready or to end, on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) const WORKER: &str = env!("CARGO_BIN_EXE_dlrm-worker");
 pub(crate) const SERVER: &str = env!("CARGO_BIN_EXE_embedding-ps");
@@ -76,7 +80,7 @@ pub(crate) fn text(path: &Path) -> &str {
 
 /// A running `embedding-ps`, killed when the test ends without having stopped it.
 pub(crate) struct Server {
-    child: Child,
+    process: Process,
     pub grpc: String,
     /// Where `/metrics` and `/healthz` are.
     pub http: String,
@@ -101,74 +105,31 @@ impl Server {
         }
         arguments.extend(["--ready-file".to_owned(), text(&ready).to_owned()]);
         std::fs::create_dir_all(dir).expect("make folder");
-        let log = std::fs::File::create(dir.join("server.log")).expect("make log");
-        let mut child = Command::new(command[0])
-            .args(&command[1..])
-            .args(&arguments)
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("start embedding-ps");
-        wait_until(Duration::from_secs(60), "the server is ready", || {
-            let ended = child.try_wait().expect("ask for the child");
-            let log = || std::fs::read_to_string(dir.join("server.log")).unwrap_or_default();
-            assert!(ended.is_none(), "the server ended: {}", log());
-            ready.exists()
-        });
+        let mut server = Command::new(command[0]);
+        server.args(&command[1..]).args(&arguments).args(flags);
+        let mut process =
+            Process::start_command(server, dir.join("server.log")).expect("start embedding-ps");
+        process
+            .wait_for("ready file", LIMIT, |_| ready.exists().then_some(()))
+            .expect("the server is ready");
         let ready = json(&ready);
         let place = |name: &str| ready[name].as_str().unwrap_or_default().to_owned();
-        Server { child, grpc: place("grpc"), http: place("http") }
+        Server { process, grpc: place("grpc"), http: place("http") }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The most memory that it has had resident so far.
+    pub(crate) fn peak_rss_bytes(&self) -> u64 {
+        self.process.peak_rss_bytes().expect("read the server's status")
     }
 
     /// Sends SIGTERM and waits for a clean end.
     pub(crate) fn stop(mut self) {
-        terminate(self.child.id());
-        let status = wait(&mut self.child, Duration::from_secs(60));
+        self.process.terminate().expect("send SIGTERM");
+        let status = self.process.wait(LIMIT).expect("the server ends");
         assert!(status.success(), "the server ended with {status}");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-/// Sends SIGTERM to a process that the test started.
-pub(crate) fn terminate(pid: u32) {
-    let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status();
-    assert!(sent.expect("run kill").success(), "process {pid} is there");
-}
-
-/// Waits for a child's end; one that takes longer is killed and fails the test.
-pub(crate) fn wait(child: &mut Child, limit: Duration) -> std::process::ExitStatus {
-    let started = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait().expect("ask for the child") {
-            return status;
-        }
-        if started.elapsed() > limit {
-            let _ = child.kill();
-            panic!("process {} did not end within {limit:?}", child.id());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Waits for a condition; one that takes longer fails the test.
-pub(crate) fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < limit, "waited {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

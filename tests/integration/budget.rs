@@ -40,16 +40,8 @@ fn a_table_20_times_the_budget_stays_within_it() {
     assert!(rows * row_bytes >= 20 * budget, "{rows} rows");
     assert!(status["host_ram_used_bytes"].as_u64().expect("used") <= budget);
 
-    let peak = peak_resident_bytes(server.pid());
+    let peak = server.peak_rss_bytes();
     let allowed = budget + budget / 5 + FIXED_BYTES;
     assert!(peak <= allowed, "peak {peak} bytes, allowed {allowed}");
     server.stop();
-}
-
-fn peak_resident_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("read status");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
-    let kibibytes: u64 =
-        line.split_whitespace().nth(1).expect("a figure").parse().expect("a number");
-    kibibytes * 1024
 }

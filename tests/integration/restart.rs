@@ -1,14 +1,15 @@
 //! A process that is told to stop in mid-training loses nothing: SIGTERM to the server, SIGTERM to
 //! a worker with its store inside.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use testkit::Process;
 
-use crate::binaries::{
-    PSCTL, Server, WORKER, json, run, succeed, terminate, text, wait, wait_until,
-};
+use crate::binaries::{LIMIT, PSCTL, Server, WORKER, json, run, succeed, text};
+
+/// What rows may take to get to SSD.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 const MODEL: [&str; 12] = [
     "--arch-mlp-bot",
@@ -50,24 +51,18 @@ fn sigterm_to_the_server_in_mid_training_loses_no_row() {
     let flags = ["--host-ram", "2MiB", "--ssd-memory", "16MiB"];
     let server = Server::start(at.path(), &flags);
     let endless = "synthetic:scale=0.05,rows=100000000,seed=7";
-    let mut worker = Command::new(WORKER)
-        .args(["train", "--ps", &server.grpc, "--data", endless])
-        .args(MODEL)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start worker");
-    let mut seen = Vec::new();
-    wait_until(Duration::from_secs(120), "rows are made and go down", || {
-        seen = rows(&tables(&server.grpc));
-        total(&seen) > 100_000
+    let arguments = [&["train", "--ps", &server.grpc, "--data", endless], &MODEL[..]].concat();
+    let mut worker =
+        Process::start(WORKER, arguments, at.path().join("worker.log")).expect("start worker");
+    let seen = worker.wait_for("100,000 rows", PATIENCE, |_| {
+        let seen = rows(&tables(&server.grpc));
+        (total(&seen) > 100_000).then_some(seen)
     });
-    let pid = server.pid();
+    let seen = seen.expect("rows are made and go down");
+    let pid = server.id();
     server.stop();
-    let status = wait(&mut worker, Duration::from_secs(60));
-    let output = worker.wait_with_output().expect("worker's output");
-    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    let status = worker.wait(LIMIT).expect("the worker ends");
+    let message = worker.log_text();
     assert_eq!(
         status.code(),
         Some(1),
@@ -106,22 +101,18 @@ fn sigterm_to_a_worker_saves_what_was_trained() {
     let budget = ["--host-ram", "1MiB", "--ssd-memory", "4MiB"];
     let arguments = [&["train", "--ps", &ps, "--data", endless], &budget[..]].concat();
     let (model, report) = (path("stopped-model"), path("stopped.json"));
-    let mut worker = Command::new(WORKER)
-        .args(arguments)
-        .args(MODEL)
-        .args(["--save-model", &model, "--report", &report, "--report-losses"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("start worker");
+    let saved = ["--save-model", &model, "--report", &report, "--report-losses"];
+    let arguments = [&arguments[..], &MODEL[..], &saved[..]].concat();
+    let mut worker =
+        Process::start(WORKER, arguments, at.path().join("worker.log")).expect("start worker");
     let rows = at.path().join("stopped/rows");
-    wait_until(Duration::from_secs(120), "trained rows are on SSD", || {
+    let on_ssd = worker.wait_for("file of rows", PATIENCE, |_| {
         let files = std::fs::read_dir(&rows).into_iter().flatten().flatten();
-        files.into_iter().any(|file| file.path().extension().is_some_and(|e| e == "sst"))
+        files.into_iter().find(|file| file.path().extension().is_some_and(|e| e == "sst"))
     });
-    terminate(worker.id());
-    let status = wait(&mut worker, Duration::from_secs(60));
+    on_ssd.expect("trained rows are on SSD");
+    worker.terminate().expect("send SIGTERM");
+    let status = worker.wait(LIMIT).expect("the worker ends");
     assert_eq!(status.code(), Some(130), "a signal ended it");
     let stopped = json(report.as_ref());
     assert_eq!(stopped["interrupted"], true);

@@ -58,21 +58,34 @@ impl Process {
     /// Waits until a line with `needle` is in the log and returns the first such line. An error
     /// carries the log: the process ended first, or the time is over.
     pub fn wait_for_log(&mut self, needle: &str, limit: Duration) -> io::Result<String> {
-        let deadline = Instant::now() + limit;
-        loop {
-            let ended = self.try_wait()?;
-            let log = self.log_text();
+        self.wait_for(&format!("a line with {needle:?}"), limit, |log| {
             // only whole lines: the last may still be on its way
             let whole = log.rfind('\n').map_or("", |end| &log[..end]);
-            if let Some(line) = whole.lines().find(|line| line.contains(needle)) {
-                return Ok(line.to_owned());
+            whole.lines().find(|line| line.contains(needle)).map(str::to_owned)
+        })
+    }
+
+    /// Waits until `found` answers, which is asked with what the process has printed so far. An
+    /// error carries the log: the process ended first, or the time is over.
+    pub fn wait_for<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut found: impl FnMut(&str) -> Option<T>,
+    ) -> io::Result<T> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let ended = self.try_wait()?; // before it is asked: what it left behind counts
+            let log = self.log_text();
+            if let Some(found) = found(&log) {
+                return Ok(found);
             }
             if let Some(status) = ended {
-                let reason = format!("ended with {status} before it printed {needle:?}:\n{log}");
+                let reason = format!("ended with {status} and without {what}:\n{log}");
                 return Err(io::Error::other(reason));
             }
             if Instant::now() >= deadline {
-                let reason = format!("did not print {needle:?} within {limit:?}:\n{log}");
+                let reason = format!("no {what} within {limit:?}:\n{log}");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
             }
             thread::sleep(POLL);
