@@ -1,7 +1,7 @@
 //! The bytes of host RAM that rows may take: one account for all tables. It does not decide who
 //! gets them; `room` does.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// What is left of the budget.
 pub(crate) struct Budget {

@@ -4,11 +4,10 @@
 use std::io;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::arena::{Arena, Layout, MemoryUse, Row};
 use crate::live::SectionId;
 use crate::section::{Place, Section, slots_max};
+use crate::sync::Mutex;
 
 /// Bytes of the budget that a section is made for.
 const SECTION_BYTES: u64 = 256 << 20;

@@ -4,20 +4,20 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
-use parking_lot::Mutex;
 use table::{Key, TableId};
 
 use crate::ssd::Ssd;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::thread::{self, JoinHandle};
 use crate::{Error, Result};
 
 /// Bytes after which a batch goes to the writer, at most; less under a small budget.
 const BATCH_BYTES_MAX: u64 = 1 << 20;
-/// And at least.
-const BATCH_BYTES_MIN: u64 = 64 << 10;
+/// And at least; under a scheduler so few that rows go down while little else happens.
+const BATCH_BYTES_MIN: u64 = if cfg!(feature = "shuttle") { 2 << 10 } else { 64 << 10 };
 /// Batches that may be in memory at once come to this share of the budget, or less.
 const BUDGET_SHARE: u64 = 16;
 /// Batches that wait for the writer, at most; whoever brings more waits.

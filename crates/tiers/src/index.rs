@@ -310,6 +310,7 @@ impl Index {
     }
 
     #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
     pub(crate) fn passed_max(&self) -> u16 {
         self.all().iter().map(|bucket| bucket.passed).max().unwrap_or(0)
     }

@@ -19,6 +19,9 @@ mod config;
 mod down;
 mod error;
 mod index;
+#[cfg(test)]
+#[cfg(feature = "shuttle")]
+mod interleavings;
 mod live;
 mod lookup;
 mod meta;
@@ -31,8 +34,10 @@ mod ssd;
 mod staging;
 mod store;
 mod stored;
+mod sync;
 mod tally;
 #[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests;
 
 pub use config::{Durability, StoreConfig, TableShare};

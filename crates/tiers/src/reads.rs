@@ -3,18 +3,18 @@
 //! same load. It makes no room and decides nothing about who is admitted.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread::{self, JoinHandle};
 
-use crossbeam::channel::{Receiver, Sender, bounded};
 use dashmap::DashMap;
-use parking_lot::{Condvar, Mutex};
 use table::{Key, RowStatus};
 
 use crate::arena::Row;
 use crate::ssd::Ssd;
 use crate::store::Table;
 use crate::stored::StoredRow;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::thread::{self, JoinHandle};
+use crate::sync::{Condvar, Mutex};
 use crate::tally::add;
 use crate::{Error, Result};
 

@@ -4,9 +4,7 @@
 //! holds stay. It brings nothing in.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use parking_lot::{MutexGuard, RwLockWriteGuard};
 use table::TableId;
 
 use crate::class::Class;
@@ -16,6 +14,8 @@ use crate::live::SectionId;
 use crate::section::Section;
 use crate::store::{Inner, Table};
 use crate::stored::encode;
+use crate::sync::atomic::Ordering;
+use crate::sync::{MutexGuard, RwLockWriteGuard};
 use crate::tally::add;
 
 /// A row length takes memory over from one whose rows stay so many times as long.

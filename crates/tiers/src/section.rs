@@ -186,6 +186,7 @@ impl Section {
 
     /// Rows that pass one bucket, at most.
     #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
     pub(crate) fn passed_max(&self) -> u16 {
         self.index.passed_max()
     }

@@ -178,6 +178,7 @@ impl Ssd {
 
     /// Blocks of rows that were not in the cache, since the open.
     #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
     pub(crate) fn data_blocks_read(&self) -> u64 {
         self.options.get_ticker_count(Ticker::BlockCacheDataMiss)
     }

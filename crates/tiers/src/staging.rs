@@ -8,7 +8,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use table::{Admission, Key, KeyBatch, RowStatus, TableId};
@@ -22,6 +21,8 @@ use crate::room::{Room, Want};
 use crate::section::{Hit, Past, Probe, bytes_for};
 use crate::store::{Inner, Table};
 use crate::stored::StoredRow;
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 use crate::tally::add;
 use crate::{Error, Result, index};
 
@@ -447,7 +448,7 @@ impl Inner {
     /// Everything leaves, this batch's hits too; then it is staged as if it were the first.
     fn bring_alone(
         self: &Arc<Self>,
-        mut room: parking_lot::MutexGuard<'_, Room>,
+        mut room: MutexGuard<'_, Room>,
         keys: &KeyBatch,
         staging: &mut Staging,
         now: u64,

@@ -3,11 +3,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use table::{
     Expiry, Key, KeyBatch, RowLayout, RowStatus, StoreStatus, TableId, TableSpec, TableStatus,
     TierStatus,
@@ -24,6 +22,8 @@ use crate::room::Room;
 use crate::section::host_bytes_per_row;
 use crate::ssd::Ssd;
 use crate::staging::{Staged, Staging, floats_of};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock, RwLockReadGuard};
 use crate::tally::Tally;
 use crate::{Error, Result, StoreConfig, meta};
 
@@ -114,7 +114,7 @@ impl Store {
                 "the store was not closed cleanly; rows that were only in memory are lost"
             );
         }
-        let inner = Inner::new(config, ssd, opened_clean)?;
+        let inner = Inner::new(config, Arc::new(ssd), opened_clean)?;
         inner.add_tables(specs, &counts)?;
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -230,6 +230,12 @@ impl Store {
     }
 
     #[cfg(test)]
+    #[cfg(feature = "shuttle")]
+    pub(crate) fn of(inner: Inner) -> Store {
+        Store { inner: Arc::new(inner) }
+    }
+
+    #[cfg(test)]
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
     }
@@ -249,8 +255,7 @@ impl Drop for Store {
 }
 
 impl Inner {
-    fn new(config: StoreConfig, ssd: Ssd, opened_clean: bool) -> Result<Inner> {
-        let ssd = Arc::new(ssd);
+    pub(crate) fn new(config: StoreConfig, ssd: Arc<Ssd>, opened_clean: bool) -> Result<Inner> {
         let stages = AtomicU64::new(meta::read_stages(&ssd)?);
         let intake = Arc::new(Intake { ssd: Arc::clone(&ssd), loads: DashMap::new(), stages });
         Ok(Inner {
@@ -274,7 +279,11 @@ impl Inner {
         })
     }
 
-    fn add_tables(&self, specs: Vec<TableSpec>, counts: &[(TableId, u64)]) -> Result<()> {
+    pub(crate) fn add_tables(
+        &self,
+        specs: Vec<TableSpec>,
+        counts: &[(TableId, u64)],
+    ) -> Result<()> {
         if let Some((stray, rows)) = counts.iter().find(|(id, _)| id.0 as usize >= specs.len()) {
             let reason = format!("{rows} rows are there, the table is not");
             return Err(Error::CorruptMeta { record: stray.to_string(), reason });

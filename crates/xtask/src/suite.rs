@@ -1,6 +1,7 @@
 //! Runs every test of the workspace and adds up what the test binaries say. It has no list of
 //! tests: cargo finds them. A test that needs something from outside is ignored as
-//! `needs VARIABLE`; where that variable is set, it runs in a second round.
+//! `needs VARIABLE`; where that variable is set, it runs in a second round. The orders of threads
+//! are tried in a round of their own, for the store is built otherwise for it.
 
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,9 +18,20 @@ const PATHS: [&str; 2] = ["EMBEDDING_PS_DATA", "EMBEDDING_PS_PYTHON"];
 
 const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 
+/// Every test but those of [`ORDERS`].
+const ALL: [&str; 4] = ["--workspace", "--lib", "--bins", "--tests"];
+/// The module of tests under a scheduler, and how it is built.
+const ORDERS: &str = "interleavings";
+const UNDER_A_SCHEDULER: [&str; 5] = ["--package", "tiers", "--features", "shuttle", "--lib"];
+
 /// Runs the tests whose name contains `name`, or all.
 pub(crate) fn run(workspace: &Workspace, name: Option<&str>) -> Result<Sums> {
-    let mut sums = round(workspace, name.map(|name| vec![name.to_owned()]).unwrap_or_default())?;
+    let named = |name: Option<&str>| name.map(str::to_owned).into_iter().collect();
+    let mut sums = round(workspace, &ALL, named(name))?;
+    if name.is_none_or(|name| name.contains(ORDERS)) {
+        let orders = round(workspace, &UNDER_A_SCHEDULER, named(name.or(Some(ORDERS))))?;
+        sums.add(orders);
+    }
     let is_set = |variable: &str| match variable {
         NVRTC => nvrtc::installed().is_some(),
         _ => env::var_os(variable).is_some_and(|value| !value.is_empty()),
@@ -27,7 +39,7 @@ pub(crate) fn run(workspace: &Workspace, name: Option<&str>) -> Result<Sums> {
     let needed = sums.take_runnable(is_set);
     if !needed.is_empty() {
         let filters = ["--ignored".to_owned(), "--exact".to_owned()].into_iter().chain(needed);
-        sums.add(round(workspace, filters.collect())?);
+        sums.add(round(workspace, &ALL, filters.collect())?);
     }
     if !sums.skipped.is_empty() {
         eprintln!("xtask: skipped, for what they need is not there:");
@@ -36,11 +48,10 @@ pub(crate) fn run(workspace: &Workspace, name: Option<&str>) -> Result<Sums> {
     Ok(sums)
 }
 
-/// One run of all test binaries.
-fn round(workspace: &Workspace, arguments: Vec<String>) -> Result<Sums> {
+/// One run of all test binaries that `selection` names.
+fn round(workspace: &Workspace, selection: &[&str], arguments: Vec<String>) -> Result<Sums> {
     let mut command = workspace.cargo();
-    command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
-    command.args(["--lib", "--bins", "--tests", "--"]);
+    command.args(["test", "--release", "--no-fail-fast"]).args(selection).arg("--");
     command.args(arguments);
     for variable in PATHS {
         if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {

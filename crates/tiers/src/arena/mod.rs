@@ -19,11 +19,12 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::mm::MlockFlags;
 use table::Optimizer;
 
 use kernels::prefetch_address;
+
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Rows between a row's prefetch and its use.
 const ROWS_AHEAD: usize = 16;
