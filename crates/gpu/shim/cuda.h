@@ -1,11 +1,12 @@
-// CUDA's words for a kernel that runs on the CPU: each thread of a block is a fiber, and fibers hand
-// over at barriers. What a device leaves undefined ends the program with a message: threads of a
+// CUDA's words for a kernel that runs on the CPU: each thread of a block is a fiber, and fibers
+// hand over at barriers. What a device leaves undefined ends the program with a message: threads of a
 // block that wait at different barriers, a lane outside its own mask, a shuffle from such a lane.
 //
 // It models no caches, no memory order and no races: one fiber runs at a time, from one barrier to
 // the next.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -31,6 +32,9 @@ struct dim3 {
 struct alignas(16) float4 {
     float x, y, z, w;
 };
+
+// Memory that a block shares, as long as the launch says: the sanitizer sees its end.
+#define SHARED_BY_LAUNCH(name) float* name = cuda_on_cpu::block.shared.get()
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
@@ -68,6 +72,7 @@ struct Block {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     Barrier barrier;
+    std::unique_ptr<float[]> shared;
     unsigned current = 0, live = 0;
     uint64_t progress = 0;
     void (*body)(void*) = nullptr;
@@ -153,7 +158,7 @@ inline void hand_over() {
 
 // Runs `body` once for every thread of the grid, block after block.
 template <typename F>
-void launch(unsigned grid, unsigned threads, F body) {
+void launch(unsigned grid, unsigned threads, unsigned shared_bytes, F body) {
     gridDim = dim3{grid, 1, 1};
     blockDim = dim3{threads, 1, 1};
     block.body = [](void* f) { (*static_cast<F*>(f))(); };
@@ -165,6 +170,9 @@ void launch(unsigned grid, unsigned threads, F body) {
         blockIdx = dim3{number, 0, 0};
         block.warps.assign((threads + WARP - 1) / WARP, Warp{});
         block.barrier = Barrier{};
+        block.shared.reset(new float[shared_bytes / sizeof(float)]);
+        // what a device leaves there is anything: here it is what no sum survives
+        std::fill_n(block.shared.get(), shared_bytes / sizeof(float), NAN);
         block.live = threads;
         for (unsigned i = 0; i < threads; i++) {
             Fiber& fiber = block.fibers[i];
@@ -190,7 +198,8 @@ void launch(unsigned grid, unsigned threads, F body) {
                 __sanitizer_finish_switch_fiber(block.scheduler_stack, nullptr, nullptr);
 #endif
             }
-            if (block.progress == before) undefined("threads wait at barriers that others never reach");
+            if (block.progress == before)
+                undefined("threads wait at barriers that others never reach");
         }
     }
 }

@@ -28,3 +28,9 @@ extern "C" __global__ void block_sums(const unsigned* numbers, unsigned* sums, u
         atomicAdd(all, parts[0]);
     }
 }
+
+extern "C" __global__ void one_shared_float_too_far(float* out, unsigned n) {
+    SHARED_BY_LAUNCH(shared);
+    shared[n] = 1.0f;
+    out[0] = shared[0];
+}

@@ -1,16 +1,9 @@
 // Runs the kernels on the CPU over a file of vectors (crates/gpu/src/vectors.rs has its form) and
 // compares every buffer, bit for bit. Exit code 0: all agree; 1: some do not; 2: not such a file;
 // 3: a kernel did what is undefined on a device.
-#include "cuda.h"
-
-#include "../kernels/rows.cu"
-#ifdef WITH_FAULTS
-#include "faults.cu"
-#endif
+#include "kernels.h"
 
 #include <fstream>
-#include <string>
-#include <tuple>
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace cuda_on_cpu {
@@ -41,46 +34,28 @@ struct Reader {
     }
 };
 
-// What a launch hands to the driver: the address of each argument's value.
-template <typename... A, size_t... I>
-void unpack(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
-    kernel(*static_cast<A*>(values[I])...);
-}
-
-template <typename... A>
-bool run(void (*kernel)(A...), unsigned grid, unsigned block, std::vector<void*>& values) {
-    if (values.size() != sizeof...(A)) return false;
-    cuda_on_cpu::launch(grid, block, [&] {
-        unpack(kernel, values.data(), std::index_sequence_for<A...>{});
-    });
-    return true;
-}
-
-bool run_by_name(
-    const std::string& name, unsigned grid, unsigned block, std::vector<void*>& values) {
-#define KERNEL(kernel) \
-    if (name == #kernel) return run(kernel, grid, block, values);
-    KERNEL(gather_rows_by_four)
-    KERNEL(gather_rows)
-    KERNEL(sum_gradients)
-    KERNEL(update_sgd)
-    KERNEL(update_adagrad)
-    KERNEL(update_rowwise_adagrad)
-    KERNEL(update_adam)
-#ifdef WITH_FAULTS
-    KERNEL(barrier_that_half_reach)
-    KERNEL(lane_outside_its_mask)
-    KERNEL(one_float_too_far)
-    KERNEL(block_sums)
-#endif
-    return false;
-}
-
 // A buffer of its own allocation, exactly as long as it says: the sanitizer sees its ends.
 struct Buffer {
     unsigned char* bytes;
     size_t count;
     std::vector<unsigned char> expected;
+    float tolerance; // below 0: bytes, which are equal or not
+
+    // The first byte that is not as expected; `count` where there is none.
+    size_t first_wrong() const {
+        if (tolerance < 0) {
+            const unsigned char* begin = bytes;
+            return (size_t)(std::mismatch(begin, begin + count, expected.data()).first - begin);
+        }
+        for (size_t i = 0; i < count; i += sizeof(float)) {
+            float found, wanted;
+            std::memcpy(&found, bytes + i, sizeof found);
+            std::memcpy(&wanted, expected.data() + i, sizeof wanted);
+            // not the other way round: what is no number is wrong
+            if (!(std::fabs(found - wanted) <= tolerance * (1 + std::fabs(wanted)))) return i;
+        }
+        return count;
+    }
 };
 
 } // namespace
@@ -90,7 +65,7 @@ int main(int count, char** arguments) {
     std::ifstream file(arguments[1], std::ios::binary);
     Reader reader;
     reader.bytes.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-    if (std::memcmp(reader.take(8), "EPSVEC01", 8) != 0) refuse("it starts with other bytes");
+    if (std::memcmp(reader.take(8), "EPSVEC02", 8) != 0) refuse("it starts with other bytes");
     const uint64_t cases = reader.number(4);
     uint64_t wrong = 0;
     for (uint64_t number = 0; number < cases; number++) {
@@ -98,6 +73,7 @@ int main(int count, char** arguments) {
         const unsigned char* name_at = reader.take(name_bytes);
         const std::string name(name_at, name_at + name_bytes);
         const unsigned grid = (unsigned)reader.number(4), block = (unsigned)reader.number(4);
+        const unsigned shared_bytes = (unsigned)reader.number(4);
         const size_t n = reader.number(4);
         std::vector<Buffer> buffers;
         std::vector<uint64_t> scalars(n); // never moves: the launch takes addresses of its elements
@@ -109,13 +85,17 @@ int main(int count, char** arguments) {
             case 0: scalars[i] = reader.number(4); break;
             case 1: scalars[i] = reader.number(8); break;
             case 2:
-            case 4: {
+            case 4:
+            case 5: {
                 const size_t bytes = reader.number(8);
+                float tolerance = -1;
+                if (kind == 5) std::memcpy(&tolerance, reader.take(4), sizeof tolerance);
+                if (kind == 5 && bytes % sizeof(float) != 0) refuse("a part of a float");
                 auto* memory = static_cast<unsigned char*>(std::malloc(bytes)); // 16-byte aligned
                 if (memory == nullptr && bytes > 0) refuse("a buffer is too large");
                 std::memcpy(memory, reader.take(bytes), bytes);
                 const unsigned char* after = reader.take(bytes);
-                buffers.push_back({memory, bytes, {after, after + bytes}});
+                buffers.push_back({memory, bytes, {after, after + bytes}, tolerance});
                 scalars[i] = (uint64_t)(uintptr_t)memory;
                 break;
             }
@@ -135,15 +115,16 @@ int main(int count, char** arguments) {
             }
             if (kind != 4) values.push_back(&scalars[i]);
         }
-        if (!run_by_name(name, grid, block, values)) refuse("no such kernel: " + name);
+        if (!cuda_on_cpu::run_by_name(
+                name, grid, block, shared_bytes, values.data(), values.size()))
+            refuse("no such kernel: " + name);
         for (size_t b = 0; b < buffers.size(); b++) {
-            for (size_t i = 0; i < buffers[b].count; i++) {
-                if (buffers[b].bytes[i] == buffers[b].expected[i]) continue;
+            const size_t i = buffers[b].first_wrong();
+            if (i < buffers[b].count) {
                 std::fprintf(
                     stderr, "case %llu, %s: buffer %zu differs at byte %zu of %zu\n",
                     (unsigned long long)number, name.c_str(), b, i, buffers[b].count);
                 wrong++;
-                break;
             }
             std::free(buffers[b].bytes);
         }

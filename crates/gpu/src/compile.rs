@@ -1,4 +1,5 @@
-//! Kernels to code: NVRTC, CUDA's compiler as a library, for the device at hand. It caches nothing.
+//! Kernels to code: NVRTC, CUDA's compiler as a library, for the device at hand. `cache` keeps
+//! what it made; it keeps nothing itself.
 #![allow(unsafe_code)]
 
 use std::ffi::{CString, c_char};
@@ -6,8 +7,8 @@ use std::ffi::{CString, c_char};
 use cudarc::nvrtc::{result, sys};
 
 use crate::NoCode;
-use crate::device::ComputeCapability;
 use crate::kernels::Source;
+use crate::probe::ComputeCapability;
 
 /// A source that was compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,14 +31,7 @@ pub fn compile(source: Source, capability: ComputeCapability) -> Result<Code, No
     if !has_compiler() {
         return Err(NoCode::NoCompiler);
     }
-    let ComputeCapability { major, minor } = capability;
-    let options = [
-        format!("--gpu-architecture=sm_{major}{minor}"),
-        "--std=c++17".to_owned(),
-        "--fmad=false".to_owned(), // the bits are the host's
-        "--ptxas-options=--verbose".to_owned(),
-        "--define-macro=NVRTC".to_owned(),
-    ];
+    let options = options(capability);
     let text = CString::new(source.text).expect("a source has no NUL");
     let name = CString::new(source.name).expect("a name has no NUL");
     let said = |call: &'static str| {
@@ -71,6 +65,29 @@ pub fn compile(source: Source, capability: ComputeCapability) -> Result<Code, No
         cubin
     };
     Ok(Code { cubin, log })
+}
+
+/// What the compiler is told beside the source. The code cache keeps code by it.
+pub(crate) fn options(capability: ComputeCapability) -> [String; 5] {
+    let ComputeCapability { major, minor } = capability;
+    [
+        format!("--gpu-architecture=sm_{major}{minor}"),
+        "--std=c++17".to_owned(),
+        "--fmad=false".to_owned(), // the bits are the host's
+        "--ptxas-options=--verbose".to_owned(),
+        "--define-macro=NVRTC".to_owned(),
+    ]
+}
+
+/// The compiler's own version, such as (13, 0); none without it.
+pub fn compiler_version() -> Option<(i32, i32)> {
+    if !has_compiler() {
+        return None;
+    }
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: it writes two numbers.
+    let answer = unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) };
+    answer.result().is_ok().then_some((major, minor))
 }
 
 /// A program of the compiler's, destroyed when it is dropped.

@@ -1,80 +1,189 @@
-//! Looks for devices and describes them. It opens no context and takes no memory on a device.
+//! A device that is open: its context, streams in which work is ordered, and events between them.
+//! It holds no memory and knows no kernel.
 #![allow(unsafe_code)]
+
+use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use crate::NoDevice;
+use crate::probe::{Description, probe, said as said_no_device};
+use crate::{Error, NoDevice, Result};
 
-/// What is known of a device before it is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// An open device. Its copies are the same device; it is closed when the last of them, and of what
+/// was made from them, is dropped.
+#[derive(Debug, Clone)]
 pub struct Device {
-    /// Its number among the devices that this process sees, from 0.
-    pub ordinal: u32,
-    /// The name that its maker gave it.
-    pub name: String,
-    /// Its whole memory.
-    pub memory_bytes: u64,
-    /// What code it runs.
-    pub compute_capability: ComputeCapability,
+    pub(crate) context: Arc<Context>,
+    description: Description,
 }
 
-/// A device's compute capability, which orders devices by what code they run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ComputeCapability {
-    /// The architecture.
-    pub major: u32,
-    /// Its revision.
-    pub minor: u32,
-}
-
-/// Every device that this process may use, in the driver's order and at least one; or why there is
-/// none. Without CUDA on the machine it answers [`NoDevice::NoDriver`] and does not panic.
-pub fn probe() -> Result<Vec<Device>, NoDevice> {
-    // SAFETY: it opens and closes the driver's library, whose initialisers are meant to run in any
-    // process; nothing else of it is called.
-    let driver_found = unsafe { sys::is_culib_present() };
-    // Every other call of the bindings panics without the library, so nothing goes past this line.
-    if !driver_found {
-        return Err(NoDevice::NoDriver);
+impl Device {
+    /// Opens the device of that number. Without CUDA, or without that device, it says so.
+    pub fn open(ordinal: u32) -> std::result::Result<Self, NoDevice> {
+        let devices = probe()?;
+        let count = devices.len();
+        let found = devices.into_iter().find(|device| device.ordinal == ordinal);
+        let description = found.ok_or(NoDevice::NoSuchDevice { ordinal, devices: count })?;
+        let number = i32::try_from(ordinal).expect("the driver counts devices in an int");
+        let device = said_no_device("cuDeviceGet", result::device::get(number))?;
+        // SAFETY: `device` comes from the driver just above.
+        let raw = unsafe { result::primary_ctx::retain(device) };
+        let raw = said_no_device("cuDevicePrimaryCtxRetain", raw)?;
+        let context = Arc::new(Context { device, raw });
+        Ok(Self { context, description })
     }
-    match result::init() {
-        Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => {
-            return Err(NoDevice::NoDevices);
+
+    /// What was known of it before it was opened.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// Bytes of its memory that nobody has taken, ourselves and others alike.
+    pub fn free_bytes(&self) -> Result<u64> {
+        self.context.enter()?;
+        let (free, _) = said("cuMemGetInfo", result::mem_get_info())?;
+        Ok(free as u64)
+    }
+
+    /// A new stream: work in it runs in order, beside the work of other streams.
+    pub fn stream(&self) -> Result<Stream> {
+        self.context.enter()?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        let raw = said("cuStreamCreate", result::stream::create(kind))?;
+        Ok(Stream { context: Arc::clone(&self.context), raw })
+    }
+
+    /// A new event, which nothing has recorded yet.
+    pub fn event(&self) -> Result<Event> {
+        self.context.enter()?;
+        let flags = sys::CUevent_flags::CU_EVENT_DEFAULT; // with times
+        let raw = said("cuEventCreate", result::event::create(flags))?;
+        Ok(Event { context: Arc::clone(&self.context), raw })
+    }
+}
+
+/// The driver's context of a device, shared by all that lives in it.
+#[derive(Debug)]
+pub(crate) struct Context {
+    device: sys::CUdevice,
+    raw: sys::CUcontext,
+}
+
+// SAFETY: the driver's context handles may be used from any thread, each of which enters first.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Makes it the calling thread's context: the driver's calls work on that one.
+    pub(crate) fn enter(&self) -> Result<()> {
+        // SAFETY: it was retained in `Device::open` and is released in `drop` alone.
+        said("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.raw) })
+    }
+
+    /// Waits for all work of the device that this process has ordered.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.enter()?;
+        said("cuCtxSynchronize", result::ctx::synchronize())
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained once, released once; what lives in it holds it, so nothing is left.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Work in order.
+#[derive(Debug)]
+pub struct Stream {
+    pub(crate) context: Arc<Context>,
+    pub(crate) raw: sys::CUstream,
+}
+
+// SAFETY: the driver's stream handles may be used from any thread.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// Waits until all work so far is done, and says whether any of it failed.
+    pub fn finish(&self) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the stream lives until `drop`.
+        said("cuStreamSynchronize", unsafe { result::stream::synchronize(self.raw) })
+    }
+
+    /// The event happens when the work so far is done.
+    pub fn record(&self, event: &Event) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: both live until they are dropped.
+        said("cuEventRecord", unsafe { result::event::record(event.raw, self.raw) })
+    }
+
+    /// Work from here on waits, on the device, for what the event was last recorded after.
+    pub fn wait_for(&self, event: &Event) -> Result<()> {
+        self.context.enter()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both live until they are dropped.
+        said("cuStreamWaitEvent", unsafe { result::stream::wait_event(self.raw, event.raw, flags) })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // SAFETY: made by `Device::stream`, destroyed here alone. The driver lets work that is
+            // under way end first.
+            let _ = unsafe { result::stream::destroy(self.raw) };
         }
-        answer => said("cuInit", answer)?,
     }
-    let count = said("cuDeviceGetCount", result::device::get_count())?;
-    if count <= 0 {
-        return Err(NoDevice::NoDevices);
-    }
-    (0..count).map(describe).collect()
 }
 
-fn describe(ordinal: i32) -> Result<Device, NoDevice> {
-    use sys::CUdevice_attribute as Attribute;
-    let device = said("cuDeviceGet", result::device::get(ordinal))?;
-    let name = said("cuDeviceGetName", result::device::get_name(device))?;
-    // SAFETY: `device` comes from `cuDeviceGet` just above.
-    let memory_bytes = said("cuDeviceTotalMem", unsafe { result::device::total_mem(device) })?;
-    let attribute = |attribute| {
-        // SAFETY: as above.
-        said("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, attribute) })
-    };
-    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    Ok(Device {
-        ordinal: ordinal.unsigned_abs(),
-        name,
-        memory_bytes: memory_bytes as u64,
-        compute_capability: ComputeCapability {
-            major: major.unsigned_abs(),
-            minor: minor.unsigned_abs(),
-        },
-    })
+/// A moment in a stream.
+#[derive(Debug)]
+pub struct Event {
+    context: Arc<Context>,
+    raw: sys::CUevent,
 }
 
-fn said<T>(call: &'static str, answer: Result<T, result::DriverError>) -> Result<T, NoDevice> {
-    answer.map_err(|error| NoDevice::Driver { call, code: format!("{:?}", error.0) })
+// SAFETY: the driver's event handles may be used from any thread.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// Waits until it has happened.
+    pub fn finish(&self) -> Result<()> {
+        self.context.enter()?;
+        // SAFETY: the event lives until `drop`.
+        said("cuEventSynchronize", unsafe { result::event::synchronize(self.raw) })
+    }
+
+    /// Seconds from an earlier event to this one, on the device's clock; both have happened.
+    pub fn seconds_since(&self, earlier: &Event) -> Result<f64> {
+        self.context.enter()?;
+        // SAFETY: both live until they are dropped.
+        let ms = unsafe { result::event::elapsed(earlier.raw, self.raw) };
+        Ok(f64::from(said("cuEventElapsedTime", ms)?) / 1e3)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if self.context.enter().is_ok() {
+            // SAFETY: made by `Device::event`, destroyed here alone.
+            let _ = unsafe { result::event::destroy(self.raw) };
+        }
+    }
+}
+
+pub(crate) fn said<T>(
+    call: &'static str,
+    answer: std::result::Result<T, result::DriverError>,
+) -> Result<T> {
+    answer.map_err(|error| Error::Driver { call, code: format!("{:?}", error.0) })
 }
 
 #[cfg(test)]
@@ -82,45 +191,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_has_devices_or_says_why_not() {
+    fn a_machine_without_that_device_says_so() {
+        let refused = Device::open(4096).unwrap_err();
         match probe() {
             Ok(devices) => {
-                assert!(!devices.is_empty());
-                for (ordinal, device) in devices.iter().enumerate() {
-                    assert_eq!(device.ordinal as usize, ordinal);
-                    assert!(!device.name.is_empty());
-                    assert!(device.memory_bytes > 1 << 28, "{device:?}");
-                    assert!(device.compute_capability.major >= 5, "{device:?}");
-                }
+                let devices = devices.len();
+                assert_eq!(refused, NoDevice::NoSuchDevice { ordinal: 4096, devices });
             }
-            Err(reason) => {
-                let message = reason.to_string();
-                assert!(message.contains("CUDA driver"), "{message}");
-            }
+            Err(reason) => assert_eq!(refused, reason),
         }
-        assert_eq!(probe(), probe(), "asking changes nothing");
-    }
-
-    #[test]
-    fn without_the_driver_library_the_answer_names_it() {
-        // SAFETY: see `probe`.
-        if !unsafe { sys::is_culib_present() } {
-            let message = probe().unwrap_err().to_string();
-            assert_eq!(message, "no CUDA driver library found (libcuda.so)");
-        }
-    }
-
-    #[test]
-    fn a_refused_call_is_named_with_the_answer() {
-        let refused = Err(result::DriverError(sys::CUresult::CUDA_ERROR_UNKNOWN));
-        let error = said::<()>("cuInit", refused).unwrap_err();
-        assert_eq!(error.to_string(), "CUDA driver error: cuInit: CUDA_ERROR_UNKNOWN");
-    }
-
-    #[test]
-    fn capabilities_are_ordered_as_versions_are() {
-        let (old, new) =
-            (ComputeCapability { major: 8, minor: 9 }, ComputeCapability { major: 9, minor: 0 });
-        assert!(old < new);
     }
 }

@@ -26,6 +26,62 @@ pub const ROWS: Source = Source {
     ],
 };
 
+/// Between the matrix products: pooling and the dot interaction, both ways.
+pub const NETWORK: Source = Source {
+    name: "network.cu",
+    text: include_str!("../kernels/network.cu"),
+    kernels: &[
+        "pool_rows",
+        "pool_rows_by_four",
+        "sum_weighted_gradients",
+        "interact",
+        "interact_backward",
+    ],
+};
+
+/// Every source.
+pub const ALL: [Source; 2] = [ROWS, NETWORK];
+
+/// What the threads of a block share at most without asking the driver for more.
+pub const SHARED_BYTES_MAX: u32 = 48 << 10;
+
+/// Threads of a warp.
+pub const WARP: u32 = 32;
+
+/// The shape of a dot interaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interaction {
+    /// Vectors of a sample, the bottom MLP's among them.
+    pub vectors: u32,
+    /// Floats of a vector.
+    pub dim: u32,
+    /// Whether a vector meets itself.
+    pub with_itself: bool,
+}
+
+impl Interaction {
+    /// Products of a sample.
+    pub fn pairs(self) -> u32 {
+        let n = self.vectors;
+        if self.with_itself { n * (n + 1) / 2 } else { n * n.saturating_sub(1) / 2 }
+    }
+
+    /// Floats of a sample that come out: a vector and the products.
+    pub fn width(self) -> u32 {
+        self.dim + self.pairs()
+    }
+
+    /// Warps of a block, and the bytes that they share: as many warps, up to a whole block, as find
+    /// room. None where not even one does.
+    pub fn warps(self, backward: bool) -> Option<(u32, u32)> {
+        let slopes = if backward { self.pairs() } else { 0 };
+        let floats = self.vectors.checked_mul(self.dim.checked_add(1)?)?.checked_add(slopes)?;
+        let bytes = floats.checked_mul(4)?;
+        let warps = (SHARED_BYTES_MAX / bytes.max(1)).min(BLOCK / WARP);
+        (warps > 0).then_some((warps, warps * bytes))
+    }
+}
+
 /// Threads of a block. All kernels go round a grid of any size; whole warps are all they ask for.
 pub const BLOCK: u32 = 256;
 
@@ -41,13 +97,25 @@ mod tests {
 
     #[test]
     fn every_kernel_that_is_named_stands_in_the_source_and_no_other() {
-        let declared: Vec<&str> = ROWS
-            .text
-            .split("__global__ void ")
-            .skip(1)
-            .filter_map(|rest| rest.split('(').next())
-            .collect();
-        assert_eq!(declared, ROWS.kernels);
+        for source in ALL {
+            let declared: Vec<&str> = source
+                .text
+                .split("__global__ void ")
+                .skip(1)
+                .filter_map(|rest| rest.split('(').next())
+                .collect();
+            assert_eq!(declared, source.kernels, "{}", source.name);
+        }
+    }
+
+    #[test]
+    fn an_interactions_warps_share_what_a_block_may_share() {
+        let shape = |vectors, dim| Interaction { vectors, dim, with_itself: false };
+        assert_eq!(shape(27, 16).pairs(), 351);
+        assert_eq!(shape(27, 16).warps(false), Some((8, 8 * 27 * 17 * 4)));
+        assert_eq!(shape(27, 128).warps(true), Some((3, 3 * (27 * 129 + 351) * 4)));
+        assert_eq!(shape(100, 128).warps(false), None, "51,600 bytes");
+        assert_eq!(shape(u32::MAX, 128).warps(false), None);
     }
 
     #[test]

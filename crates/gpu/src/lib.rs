@@ -1,15 +1,29 @@
-//! The only door to CUDA: which devices this machine has, or why it has none, and the kernels over
-//! rows. The driver and the compiler are loaded at run time, so one binary runs with and without a
-//! GPU.
+//! The only door to CUDA: devices, their memory and streams, the kernels over rows and between the
+//! matrix products, and the matrix products themselves. The driver and CUDA's libraries are loaded
+//! at run time, so that one binary runs with and without a GPU; without one it says so.
 //!
-//! It holds no rows yet, and it never decides what is evicted.
+//! It is no tier yet, and it never decides what is evicted.
 
+mod cache;
 mod compile;
 mod device;
 mod error;
 pub mod kernels;
+mod launch;
+mod memory;
+mod module;
+mod probe;
+mod products;
+mod replay;
 pub mod vectors;
 
-pub use compile::{Code, compile, has_compiler};
-pub use device::{ComputeCapability, Device, probe};
-pub use error::{NoCode, NoDevice};
+pub use cache::{CodeCache, CodeSource};
+pub use compile::{Code, compile, compiler_version, has_compiler};
+pub use device::{Device, Event, Stream};
+pub use error::{Error, NoCode, NoDevice, Result};
+pub use launch::{Bags, BagsTaken, Kernels, Rows};
+pub use memory::{Buffer, BuffersHeld, Memory, Registered, pinned};
+pub use module::{Module, Threads, Value};
+pub use probe::{ComputeCapability, Description, probe};
+pub use products::{Precision, Product, Shape, has_products};
+pub use replay::{Difference, RowsIn, replay};

@@ -2,19 +2,21 @@
 //! the CPU by `shim/run.cpp` and on a device by `gpu-check`; what must come out is what the host's
 //! own rules make of the same rows, bit for bit.
 //!
-//! The form, numbers little-endian: `EPSVEC01`, u32 cases; a case: u32 length and bytes of the
-//! kernel's name, u32 grid, u32 block, u32 arguments; an argument: a byte for its kind, then 0: 4
-//! bytes; 1: 8 bytes; 2, a buffer: u64 length, the bytes before, the bytes after; 3, addresses of
-//! rows: u32 number of the buffer among the case's buffers so far, u64 count, and for each row the
-//! u64 offset of its first byte, all ones for none; 4, like 2, but no argument: only rows lead
-//! there.
+//! The form, numbers little-endian: `EPSVEC02`, u32 cases; a case: u32 length and bytes of the
+//! kernel's name, u32 grid, u32 block, u32 bytes that a block shares, u32 arguments; an argument: a
+//! byte for its kind, then 0: 4 bytes; 1: 8 bytes; 2, a buffer: u64 length, the bytes before, the
+//! bytes after; 3, addresses of rows: u32 number of the buffer among the case's buffers so far, u64
+//! count, and for each row the u64 offset of its first byte, all ones for none; 4, like 2, but no
+//! argument: only rows lead there; 5, a buffer of floats: u64 length, f32 tolerance, the bytes
+//! before, the bytes after: x may come out where y is expected if |x - y| is at most the tolerance
+//! times 1 + |y|.
 
 use table::{Optimizer, mix};
 
 use crate::kernels::{BLOCK, grid};
 
 /// The first bytes of a file of vectors.
-const MAGIC: &[u8; 8] = b"EPSVEC01";
+const MAGIC: &[u8; 8] = b"EPSVEC02";
 
 /// An argument of a launch.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +33,15 @@ pub enum Argument {
         before: Vec<u8>,
         /// Its bytes after the launch.
         after: Vec<u8>,
+    },
+    /// The address of a buffer of floats, which need not come out to the bit.
+    Floats {
+        /// How far they may be off: |x - y| is at most this times 1 + |y|.
+        tolerance: f32,
+        /// They before the launch.
+        before: Vec<f32>,
+        /// They after the launch.
+        after: Vec<f32>,
     },
     /// Not an argument, but the memory that rows lie in.
     Memory {
@@ -52,11 +63,13 @@ pub enum Argument {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Case {
     /// The kernel.
-    pub kernel: &'static str,
+    pub kernel: String,
     /// Blocks.
     pub grid: u32,
     /// Threads of a block.
     pub block: u32,
+    /// Bytes that a block shares, beside what the kernel declares.
+    pub shared_bytes: u32,
     /// In the kernel's order; memory stands before the rows that lie in it.
     pub arguments: Vec<Argument>,
 }
@@ -93,11 +106,12 @@ pub fn encode(cases: &[Case]) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
     let length = |count: usize| u32::try_from(count).expect("vectors are small").to_le_bytes();
     bytes.extend(length(cases.len()));
-    for Case { kernel, grid, block, arguments } in cases {
+    for Case { kernel, grid, block, shared_bytes, arguments } in cases {
         bytes.extend(length(kernel.len()));
         bytes.extend(kernel.as_bytes());
         bytes.extend(grid.to_le_bytes());
         bytes.extend(block.to_le_bytes());
+        bytes.extend(shared_bytes.to_le_bytes());
         bytes.extend(length(arguments.len()));
         for argument in arguments {
             match argument {
@@ -115,6 +129,14 @@ pub fn encode(cases: &[Case]) -> Vec<u8> {
                 }
                 Argument::Buffer { before, after } => encode_buffer(2, before, after, &mut bytes),
                 Argument::Memory { before, after } => encode_buffer(4, before, after, &mut bytes),
+                Argument::Floats { tolerance, before, after } => {
+                    assert_eq!(before.len(), after.len(), "a buffer keeps its length");
+                    bytes.push(5);
+                    bytes.extend((size_of_val(&before[..]) as u64).to_le_bytes());
+                    bytes.extend(tolerance.to_le_bytes());
+                    bytes.extend(bytes_of(before));
+                    bytes.extend(bytes_of(after));
+                }
                 Argument::Rows { buffer, offsets } => {
                     bytes.push(3);
                     bytes.extend(buffer.to_le_bytes());
@@ -161,11 +183,7 @@ impl Shape {
     }
 
     fn floats(self, stream: u64, len: usize) -> Vec<f32> {
-        let value = |i: usize| {
-            let bits = mix(self.seed << 48 | stream << 40 | i as u64) >> 40; // 24 bits
-            bits as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..len).map(value).collect()
+        floats(self.seed, stream, len)
     }
 
     fn gather(self, kernel: &'static str, floats_at_once: usize) -> Case {
@@ -270,15 +288,26 @@ impl Shape {
     }
 
     fn case(self, kernel: &'static str, grid: u32, arguments: Vec<Argument>) -> Case {
-        Case { kernel, grid, block: BLOCK, arguments }
+        Case { kernel: kernel.to_owned(), grid, block: BLOCK, shared_bytes: 0, arguments }
     }
 }
 
-fn buffer<T: bytemuck::NoUninit>(before: &[T], after: &[T]) -> Argument {
+/// Floats from -1 to 1, the same for the same seed and stream.
+pub fn floats(seed: u64, stream: u64, len: usize) -> Vec<f32> {
+    let value = |i: usize| {
+        let bits = mix(seed << 48 | stream << 40 | i as u64) >> 40; // 24 bits
+        bits as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(value).collect()
+}
+
+/// A buffer that comes out to the bit.
+pub fn buffer<T: bytemuck::NoUninit>(before: &[T], after: &[T]) -> Argument {
     Argument::Buffer { before: bytes_of(before), after: bytes_of(after) }
 }
 
-fn memory_of(before: &[f32], after: &[f32]) -> Argument {
+/// Memory that rows lie in.
+pub fn memory_of(before: &[f32], after: &[f32]) -> Argument {
     Argument::Memory { before: bytes_of(before), after: bytes_of(after) }
 }
 
@@ -286,7 +315,8 @@ fn bytes_of<T: bytemuck::NoUninit>(values: &[T]) -> Vec<u8> {
     bytemuck::cast_slice(values).to_vec()
 }
 
-fn offsets(buffer: u32, rows: &[Option<usize>], floats: usize) -> Argument {
+/// Rows of that many floats by their slots in a buffer or memory.
+pub fn offsets(buffer: u32, rows: &[Option<usize>], floats: usize) -> Argument {
     let offset = |slot: usize| (slot * floats * size_of::<f32>()) as u64;
     Argument::Rows { buffer, offsets: rows.iter().map(|slot| slot.map(offset)).collect() }
 }

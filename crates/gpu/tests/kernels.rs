@@ -4,19 +4,16 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
-use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
-use gpu::kernels::ROWS;
+use gpu::kernels::{ALL, ROWS};
 use gpu::vectors::{Argument, Case, cases, encode};
 use gpu::{ComputeCapability, NoCode};
-use tempfile::TempDir;
+use testkit::CppProgram;
 
 #[test]
 fn every_kernel_makes_the_hosts_bits_on_the_cpu() {
-    let shim = Shim::build(&[]);
+    let shim = shim(&[]);
     let cases = cases();
     for &kernel in ROWS.kernels {
         let of_it: Vec<Case> = cases.iter().filter(|c| c.kernel == kernel).cloned().collect();
@@ -30,7 +27,7 @@ fn every_kernel_makes_the_hosts_bits_on_the_cpu() {
 
 #[test]
 fn a_bit_that_differs_is_found_and_named() {
-    let shim = Shim::build(&[]);
+    let shim = shim(&[]);
     let mut case = cases().into_iter().find(|case| case.kernel == "update_adam").unwrap();
     let Argument::Memory { after, .. } = &mut case.arguments[2] else { panic!("not the states") };
     after[4001] ^= 1;
@@ -42,14 +39,14 @@ fn a_bit_that_differs_is_found_and_named() {
 
 #[test]
 fn what_is_no_file_of_vectors_is_refused() {
-    let shim = Shim::build(&[]);
+    let shim = shim(&[]);
     let whole = encode(&cases()[..1]);
     let mut other_kernel = whole.clone();
     other_kernel[16] = b'x';
     for (bytes, message) in [
         (&whole[..whole.len() - 1], "it ends at byte"),
         (&whole[..5], "it ends at byte"),
-        (&b"EPSVEC00\0\0\0\0"[..], "it starts with other bytes"),
+        (&b"EPSVEC01\0\0\0\0"[..], "it starts with other bytes"),
         (&other_kernel[..], "no such kernel: xather_rows"),
     ] {
         let output = shim.run(bytes);
@@ -61,13 +58,19 @@ fn what_is_no_file_of_vectors_is_refused() {
 
 #[test]
 fn the_shim_runs_shared_memory_and_finds_what_a_device_leaves_undefined() {
-    let shim = Shim::build(&["-DWITH_FAULTS"]);
+    let shim = shim(&["-DWITH_FAULTS"]);
     let bytes = |numbers: &[u32]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
     let buffer = |before: &[u32], after: &[u32]| Argument::Buffer {
         before: bytes(before),
         after: bytes(after),
     };
-    let case = |kernel, grid, arguments| Case { kernel, grid, block: 64, arguments };
+    let case = |kernel: &str, grid, arguments| Case {
+        kernel: kernel.to_owned(),
+        grid,
+        block: 64,
+        shared_bytes: 64,
+        arguments,
+    };
 
     let numbers: Vec<u32> = (0..192).map(|i| i * i).collect();
     let sums: Vec<u32> = numbers.chunks(64).map(|block| block.iter().sum()).collect();
@@ -82,6 +85,7 @@ fn the_shim_runs_shared_memory_and_finds_what_a_device_leaves_undefined() {
         ("barrier_that_half_reach", vec![floats()], "threads wait at barriers that others never"),
         ("lane_outside_its_mask", vec![floats()], "a lane outside its own mask"),
         ("one_float_too_far", vec![floats(), Argument::U32(64)], "heap-buffer-overflow"),
+        ("one_shared_float_too_far", vec![floats(), Argument::U32(16)], "heap-buffer-overflow"),
     ] {
         let output = shim.run(&encode(&[case(kernel, 1, arguments)]));
         assert!(!output.status.success(), "{kernel}: {output:?}");
@@ -105,10 +109,12 @@ fn without_a_compiler_the_answer_names_it() {
 #[ignore = "needs EMBEDDING_PS_NVRTC"]
 fn every_kernel_compiles_for_three_architectures_and_spills_nothing() {
     assert!(gpu::has_compiler(), "LD_LIBRARY_PATH has to lead to libnvrtc.so.13");
-    for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
-        let code = gpu::compile(ROWS, ComputeCapability { major, minor }).unwrap();
+    for (major, minor, source) in
+        [(8, 0), (9, 0), (10, 0)].iter().flat_map(|&(a, b)| ALL.map(|source| (a, b, source)))
+    {
+        let code = gpu::compile(source, ComputeCapability { major, minor }).unwrap();
         assert_eq!(&code.cubin[..4], b"\x7fELF");
-        for kernel in ROWS.kernels {
+        for kernel in source.kernels {
             let (_, about) = code.log.split_once(&format!("'{kernel}'")).expect(kernel);
             let about: String = about.lines().take(4).collect();
             assert!(
@@ -122,53 +128,8 @@ fn every_kernel_compiles_for_three_architectures_and_spills_nothing() {
     assert!(error.to_string().contains("broken.cu(1)"), "{error}");
 }
 
-/// A kernel that takes this long on the CPU hangs.
-const LIMIT: Duration = Duration::from_secs(120);
-
 /// The program that runs kernels on the CPU.
-struct Shim {
-    folder: TempDir,
-}
-
-impl Shim {
-    fn build(flags: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/run.cpp");
-        let mut compiler = Command::new("c++");
-        compiler
-            .args(["-std=c++17", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"])
-            .args(["-Wno-clobbered", "-Wno-unknown-pragmas"])
-            .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
-            .args(flags)
-            .arg(source)
-            .arg("-o")
-            .arg(folder.path().join("run"));
-        let output = compiler.output().expect("a C++ compiler, which RocksDB needs too");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        Self { folder }
-    }
-
-    fn run(&self, vectors: &[u8]) -> Output {
-        let [file, stdout, stderr] =
-            ["vectors", "out", "err"].map(|name| self.folder.path().join(name));
-        fs::write(&file, vectors).unwrap();
-        let mut child = Command::new(self.folder.path().join("run"))
-            .arg(file)
-            .stdout(File::create(&stdout).unwrap())
-            .stderr(File::create(&stderr).unwrap())
-            .spawn()
-            .unwrap();
-        let began = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
-            }
-            if began.elapsed() > LIMIT {
-                child.kill().unwrap();
-                panic!("it still runs after {LIMIT:?}: {}", fs::read_to_string(stderr).unwrap());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        };
-        Output { status, stdout: fs::read(stdout).unwrap(), stderr: fs::read(stderr).unwrap() }
-    }
+fn shim(flags: &[&str]) -> CppProgram {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("shim/run.cpp");
+    CppProgram::build(&source, flags)
 }

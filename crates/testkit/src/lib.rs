@@ -2,11 +2,13 @@
 //! batches, and real processes to start and kill. It is no part of the product and knows no server.
 
 mod contract;
+mod cpp;
 mod oracle;
 mod process;
 mod random;
 
 pub use contract::{Outcome, RowStore, check_contract};
+pub use cpp::CppProgram;
 pub use oracle::{OracleStaged, OracleStore};
 pub use process::{Process, free_loopback_port};
 pub use random::{Random, ZipfKeys, adversarial_key, random_gradients, random_key_batch};

@@ -1,0 +1,87 @@
+// The kernels' source for the CPU, found by their names and launched with the addresses of their
+// arguments' values, as the driver does it.
+#pragma once
+
+#include "cuda.h"
+
+#include "../kernels/rows.cu"
+
+#include "../kernels/network.cu"
+#ifdef WITH_FAULTS
+#include "faults.cu"
+#endif
+
+#include <string>
+#include <tuple>
+
+namespace cuda_on_cpu {
+
+template <typename... A, size_t... I>
+void unpack(void (*kernel)(A...), void** values, std::index_sequence<I...>) {
+    kernel(*static_cast<A*>(values[I])...);
+}
+
+template <typename... A>
+bool run(
+    void (*kernel)(A...), unsigned grid, unsigned threads, unsigned shared_bytes, void** values,
+    size_t count) {
+    if (count != sizeof...(A)) return false;
+    launch(grid, threads, shared_bytes, [&] {
+        unpack(kernel, values, std::index_sequence_for<A...>{});
+    });
+    return true;
+}
+
+template <typename... A>
+constexpr size_t arity(void (*)(A...)) {
+    return sizeof...(A);
+}
+
+#define ALL_KERNELS(DO) \
+    DO(gather_rows_by_four) \
+    DO(gather_rows) \
+    DO(sum_gradients) \
+    DO(update_sgd) \
+    DO(update_adagrad) \
+    DO(update_rowwise_adagrad) \
+    DO(update_adam) \
+    DO(pool_rows) \
+    DO(pool_rows_by_four) \
+    DO(sum_weighted_gradients) \
+    DO(interact) \
+    DO(interact_backward)
+
+#ifdef WITH_FAULTS
+#define FAULTS(DO) \
+    DO(barrier_that_half_reach) \
+    DO(lane_outside_its_mask) \
+    DO(one_float_too_far) \
+    DO(block_sums) \
+    DO(one_shared_float_too_far)
+#else
+#define FAULTS(DO)
+#endif
+
+// How many arguments a kernel takes; -1 where there is no such kernel.
+inline int arguments_of(const std::string& name) {
+#define ARITY(kernel) \
+    if (name == #kernel) return (int)arity(kernel);
+    ALL_KERNELS(ARITY)
+    FAULTS(ARITY)
+#undef ARITY
+    return -1;
+}
+
+// Whether there is such a kernel, which takes that many arguments; if so it has run.
+inline bool run_by_name(
+    const std::string& name, unsigned grid, unsigned threads, unsigned shared_bytes, void** values,
+    size_t count) {
+#define RUN(kernel) \
+    if (name == #kernel) return run(kernel, grid, threads, shared_bytes, values, count);
+    ALL_KERNELS(RUN)
+    FAULTS(RUN)
+#undef RUN
+    return false;
+}
+
+} // namespace cuda_on_cpu
