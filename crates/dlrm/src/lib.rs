@@ -18,6 +18,7 @@ mod model;
 mod optimizer;
 mod parameter;
 mod pooling;
+pub mod reference;
 mod step;
 mod tile;
 mod weights;

@@ -1,0 +1,72 @@
+//! What the kernels of other devices are held to: pooling and the dot interaction, by the functions
+//! that a step takes. It checks no shapes.
+
+use crate::FeatureRows;
+use crate::interaction::Dots;
+use crate::pooling::{pool, row_regions};
+
+/// Vector 0 of a sample as it is, then the products of its vectors, in a step's order.
+pub fn interact(
+    features: &[f32], // [samples, vectors, dim]
+    vectors: usize,
+    dim: usize,
+    with_itself: bool,
+) -> Vec<f32> {
+    let mut dots = Dots::new(vectors, dim, with_itself);
+    let pairs = vectors * (vectors - 1) / 2 + if with_itself { vectors } else { 0 };
+    let mut crossed = Vec::new(); // [samples, dim + pairs]
+    for sample in features.chunks_exact(vectors * dim) {
+        let mut products = vec![0.0; pairs];
+        dots.forward(sample, &mut products);
+        crossed.extend_from_slice(&sample[..dim]);
+        crossed.extend(products);
+    }
+    crossed
+}
+
+/// The gradient by each vector from that of what [`interact`] makes.
+pub fn interact_backward(
+    features: &[f32],         // [samples, vectors, dim]
+    crossed_gradient: &[f32], // [samples, dim + pairs]
+    vectors: usize,
+    dim: usize,
+    with_itself: bool,
+) -> Vec<f32> {
+    let mut dots = Dots::new(vectors, dim, with_itself);
+    let samples = features.len() / (vectors * dim);
+    let mut gradient = vec![0.0; features.len()];
+    let rows = features.chunks_exact(vectors * dim).zip(gradient.chunks_exact_mut(vectors * dim));
+    let crossed = crossed_gradient.chunks_exact(crossed_gradient.len() / samples.max(1));
+    for ((features, gradient), crossed) in rows.zip(crossed) {
+        let (first, products) = crossed.split_at(dim);
+        dots.backward(features, products, gradient);
+        gradient.iter_mut().zip(first).for_each(|(g, &x)| *g += x);
+    }
+    gradient
+}
+
+/// The sums of each feature's rows as vectors 1 on of each sample; vector 0 stays as it is.
+pub fn pool_rows(
+    features: &[FeatureRows<'_>],
+    rows: &[f32], // [n_unique, dim]
+    dim: usize,
+    target: &mut [f32], // [samples, 1 + features, dim]
+) {
+    let width = (features.len() + 1) * dim;
+    pool(features, rows, dim, 0..target.len() / width, dim, width, target);
+}
+
+/// The sum of each row's gradients over the samples that took it.
+pub fn row_gradients(
+    features: &[FeatureRows<'_>],
+    upstream: &[f32], // [samples, 1 + features, dim]
+    dim: usize,
+    n_unique: usize,
+) -> Vec<f32> {
+    let mut gradients = vec![0.0; n_unique * dim];
+    for mut region in row_regions(features, dim, &mut gradients) {
+        let width = (features.len() + 1) * dim;
+        region.fill(features, dim, dim, width, std::iter::once(upstream));
+    }
+    gradients
+}
