@@ -13,7 +13,7 @@ pub fn interact(
     with_itself: bool,
 ) -> Vec<f32> {
     let mut dots = Dots::new(vectors, dim, with_itself);
-    let pairs = vectors * (vectors - 1) / 2 + if with_itself { vectors } else { 0 };
+    let pairs = pairs(vectors, with_itself);
     let mut crossed = Vec::new(); // [samples, dim + pairs]
     for sample in features.chunks_exact(vectors * dim) {
         let mut products = vec![0.0; pairs];
@@ -33,10 +33,9 @@ pub fn interact_backward(
     with_itself: bool,
 ) -> Vec<f32> {
     let mut dots = Dots::new(vectors, dim, with_itself);
-    let samples = features.len() / (vectors * dim);
     let mut gradient = vec![0.0; features.len()];
     let rows = features.chunks_exact(vectors * dim).zip(gradient.chunks_exact_mut(vectors * dim));
-    let crossed = crossed_gradient.chunks_exact(crossed_gradient.len() / samples.max(1));
+    let crossed = crossed_gradient.chunks_exact(dim + pairs(vectors, with_itself));
     for ((features, gradient), crossed) in rows.zip(crossed) {
         let (first, products) = crossed.split_at(dim);
         dots.backward(features, products, gradient);
@@ -69,4 +68,8 @@ pub fn row_gradients(
         region.fill(features, dim, dim, width, std::iter::once(upstream));
     }
     gradients
+}
+
+fn pairs(vectors: usize, with_itself: bool) -> usize {
+    vectors * (vectors - 1) / 2 + if with_itself { vectors } else { 0 }
 }

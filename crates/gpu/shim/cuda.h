@@ -1,6 +1,7 @@
 // CUDA's words for a kernel that runs on the CPU: each thread of a block is a fiber, and fibers
-// hand over at barriers. What a device leaves undefined ends the program with a message: threads of a
-// block that wait at different barriers, a lane outside its own mask, a shuffle from such a lane.
+// hand over at barriers. What a device leaves undefined ends the program with a message: threads
+// of a block that wait at different barriers, a lane outside its own mask, a shuffle from such a
+// lane.
 //
 // It models no caches, no memory order and no races: one fiber runs at a time, from one barrier to
 // the next.

@@ -1,12 +1,12 @@
 // A pretended CUDA: what the crate calls of the driver, of the run-time compiler and of cuBLASLt,
 // with the host's memory for the device's and the kernels' own source for their code. Programs of
-// ours run against it as they would against CUDA, so that all that they do before and after a kernel
-// is executed where there is no device. Every handle, address and length that they hand over is
-// checked; what CUDA would refuse or leave undefined ends the program with a message.
+// ours run against it as they would against CUDA, so that all that they do before and after a
+// kernel is executed where there is no device. Every handle, address and length that they hand
+// over is checked; what CUDA would refuse or leave undefined ends the program with a message.
 //
 // It shows nothing about a device: work is done before a call returns, so that a missing wait for a
 // stream goes unseen; its code is no code, its clock the host's, and its products plain loops.
-// FLIP_A_BIT_OF, a kernel's name: its launches come out wrong, so that a test sees that found.
+// FLIP_A_BIT_OF, a kernel's name: its first launch comes out wrong, so that a test sees that found.
 #include "kernels.h"
 
 #include <chrono>
@@ -251,7 +251,9 @@ int cuLaunchKernel(
     const std::lock_guard<std::mutex> guard(one_at_a_time);
     cuda_on_cpu::run_by_name(name, grid, threads, shared_bytes, values, count);
     const char* wrong = std::getenv("FLIP_A_BIT_OF");
-    if (wrong != nullptr && name == wrong) {
+    static bool flipped = false;
+    if (wrong != nullptr && name == wrong && !flipped) {
+        flipped = true; // once: what lies there later may be addresses
         // the first byte of what the program took: there its first buffer begins
         for (auto& [address, held] : memory) {
             if (held.kind == 1) *(unsigned char*)(uintptr_t)address ^= 1;
@@ -352,7 +354,8 @@ int cublasLtMatmul(
             } else {
                 uint32_t bits;
                 std::memcpy(&bits, &value, sizeof bits);
-                static_cast<uint16_t*>(d)[at] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+                bits += 0x7fff + (bits >> 16 & 1);
+                static_cast<uint16_t*>(d)[at] = (uint16_t)(bits >> 16);
             }
         }
     }

@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod columns;
 mod demo;
+mod gpu_check;
 mod machine;
 mod nvrtc;
 mod peers;
@@ -54,6 +55,8 @@ enum Command {
         #[arg(long)]
         quick: bool,
     },
+    /// Build the program that checks and measures the GPU's code on a machine that has one
+    GpuCheck,
     /// Install what is missing and build RocksDB once for this machine; the others begin with it
     Setup,
 }
@@ -83,6 +86,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench { name, json, only, quick } => {
             setup(&workspace)?;
             bench::run(&workspace, name, json.as_deref(), only.as_deref(), quick)
+        }
+        Command::GpuCheck => {
+            gpu_check::build(&workspace)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Setup => {
             setup(&workspace)?;

@@ -85,9 +85,23 @@ impl Workspace {
         Ok(self.build("benches")?.join("bench"))
     }
 
+    /// Builds the program that is carried to a GPU, which says of which commit it is, and tells
+    /// where it is.
+    pub(crate) fn build_gpu_check(&self) -> Result<PathBuf> {
+        let commit = self.commit();
+        let folder = self.build_with("gpu-check", &[("EMBEDDING_PS_COMMIT", &commit)])?;
+        Ok(folder.join("gpu-check"))
+    }
+
     /// Builds the binaries of a package and tells their folder.
     fn build(&self, package: &str) -> Result<PathBuf> {
-        call(self.cargo().args(["build", "--release", "--package", package, "--bins"]))?;
+        self.build_with(package, &[])
+    }
+
+    fn build_with(&self, package: &str, variables: &[(&str, &str)]) -> Result<PathBuf> {
+        let mut build = self.cargo();
+        build.args(["build", "--release", "--package", package, "--bins"]);
+        call(build.envs(variables.iter().copied()))?;
         let mut command = MetadataCommand::new();
         command.cargo_path(&self.cargo).current_dir(&self.root).no_deps();
         let metadata = command.exec().context("read cargo metadata")?;

@@ -1,0 +1,263 @@
+//! `gpu-check`: everything that must be seen on a real device, in one program for a machine with a
+//! GPU, its driver and CUDA's libraries. It trains nothing.
+#![allow(clippy::print_stdout)] // its whole purpose is to speak to the person who runs it
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Parser;
+use gpu::kernels::ALL;
+use gpu::{
+    Code, CodeCache, CodeSource, ComputeCapability, Device, Kernels, Memory, compile,
+    compiler_version, has_compiler, has_products,
+};
+use gpu_check::benchmarks::{Bench, Sizes};
+use gpu_check::libraries::{self, LIBRARY_PATH};
+use gpu_check::report::Report;
+use gpu_check::{correctness, vectors};
+
+/// A run ends by then, whatever happens: the limit is 8 minutes.
+const SECONDS_MAX: u64 = 470;
+
+/// What a program that found no device ends with.
+const NO_DEVICE: u8 = 2;
+
+/// Marks the program that was started again with the loader told where CUDA's libraries are.
+const TOLD: &str = "GPU_CHECK_LIBRARIES_TOLD";
+
+const COMMIT: &str = match option_env!("EMBEDDING_PS_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// Checks the kernels of embedding-ps on this machine's GPU, then measures them.
+///
+/// It needs the driver (CUDA 13.0 or later), libnvrtc and, for matrix products, libcublasLt: it
+/// looks for them where the loader does, under /usr/local/cuda* and among Python's packages. It
+/// runs every kernel against vectors that the host's own code made, then measures each beside what
+/// the device can do, in the same run. It takes a few minutes, at most 8, and a third of the
+/// device's free memory.
+///
+/// Exit codes: 0, all is right and every goal is met; 1, something failed, and the last line says
+/// what failed first; 2, there is no device.
+#[derive(Debug, Parser)]
+#[command(name = "gpu-check", version = COMMIT)]
+struct Cli {
+    /// Write gpu-check.json into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The device, by its number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    device: u32,
+    /// Keep compiled kernels in this folder, and take them from there where there is no compiler
+    #[arg(long, value_name = "DIR")]
+    code: Option<PathBuf>,
+    /// Tiny sizes: whether everything runs, not how fast
+    #[arg(long)]
+    quick: bool,
+    /// Compile the kernels into --code for compute capabilities 8.0, 9.0 and 10.0, and end: this
+    /// needs the compiler, but no device
+    #[arg(long, requires = "code")]
+    compile_only: bool,
+    /// Write the vectors into this file, as the project's program for the CPU takes them, and end
+    #[arg(long, value_name = "FILE")]
+    write_vectors: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tell_the_loader();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            println!("gpu-check: failed first: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The loader reads its variable when a program starts; so where a library is not found and lies in
+/// a folder that we know of, the program starts once more.
+fn tell_the_loader() {
+    if std::env::var_os(TOLD).is_some() || (has_compiler() && has_products()) {
+        return;
+    }
+    let folders = libraries::folders();
+    let Ok(program) = std::env::current_exe() else { return };
+    if let (false, Some(paths)) = (folders.is_empty(), libraries::extended(&folders)) {
+        let mut again = Command::new(program);
+        again.args(std::env::args_os().skip(1)).env(LIBRARY_PATH, paths).env(TOLD, "1");
+        let error = again.exec(); // comes back only where it failed
+        eprintln!("gpu-check: start again with {LIBRARY_PATH}: {error}");
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    if let Some(path) = &cli.write_vectors {
+        let bytes = gpu::vectors::encode(&vectors::cases());
+        fs::write(path, bytes).with_context(|| format!("write {}", path.display()))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if cli.compile_only {
+        return compile_only(&cli);
+    }
+    let device = match Device::open(cli.device) {
+        Ok(device) => device,
+        Err(reason) => {
+            println!("gpu-check: no device: {reason}");
+            return Ok(ExitCode::from(NO_DEVICE));
+        }
+    };
+    let progress = Arc::new(Mutex::new(Progress { stage: "start", failures: Vec::new() }));
+    let (ended, end) = sync_channel::<()>(1);
+    let watched = Arc::clone(&progress);
+    thread::spawn(move || match end.recv_timeout(Duration::from_secs(SECONDS_MAX)) {
+        Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
+        Err(RecvTimeoutError::Timeout) => {
+            println!("{}", watched.lock().unwrap_or_else(PoisonError::into_inner).out_of_time());
+            std::process::exit(1);
+        }
+    });
+    let mut report = Report { quick: cli.quick, ..Report::default() };
+    let outcome = check(&cli, &device, &mut report, &progress);
+    if let Err(error) = &outcome {
+        let stage = progress.lock().unwrap_or_else(PoisonError::into_inner).stage;
+        report.failures.push(format!("{stage}: {error:#}"));
+    }
+    drop(ended);
+    println!("\n{}", report.table());
+    if cli.quick {
+        println!("quick: sizes at which figures say nothing; only vectors are held to\n");
+    }
+    if let Some(folder) = &cli.out {
+        report.write(folder, &machine(&device), COMMIT)?;
+    }
+    Ok(match report.failures.first() {
+        None => {
+            println!("gpu-check: all is right");
+            ExitCode::SUCCESS
+        }
+        Some(first) => {
+            println!("gpu-check: {} failed; failed first: {first}", report.failures.len());
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// What is said where time runs out.
+#[derive(Debug)]
+struct Progress {
+    stage: &'static str,
+    failures: Vec<String>,
+}
+
+impl Progress {
+    fn out_of_time(&self) -> String {
+        let stage = self.stage;
+        match self.failures.first() {
+            Some(first) => format!(
+                "gpu-check: out of time after {SECONDS_MAX} s, at {stage}; failed first: {first}"
+            ),
+            None => {
+                format!("gpu-check: failed first: {stage}, not done after {SECONDS_MAX} s")
+            }
+        }
+    }
+}
+
+fn check(
+    cli: &Cli,
+    device: &Device,
+    report: &mut Report,
+    progress: &Mutex<Progress>,
+) -> Result<()> {
+    println!("gpu-check: {}; commit {COMMIT}", machine(device));
+    let began = Instant::now();
+    let stage = |stage: &'static str, report: &Report| {
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        *progress = Progress { stage, failures: report.failures.clone() };
+        eprintln!("gpu-check: {:.1} s: {stage}", began.elapsed().as_secs_f64());
+    };
+
+    stage("compiling", report);
+    let capability = device.description().compute_capability;
+    let kernels = Kernels::load(device, |source| code(cli, source, capability))?;
+    let stream = device.stream()?;
+
+    stage("vectors", report);
+    let mut memory = Memory::take(device, correctness::MEMORY_BYTES)?;
+    correctness::vectors(device, &stream, &kernels, &mut memory, report)?;
+    stage("products beside loops", report);
+    if has_products() {
+        correctness::products(device, &stream, &mut memory, report)?;
+    } else {
+        report.failures.push("products beside loops: no libcublasLt.so found".to_owned());
+    }
+    drop(memory);
+
+    let free_bytes = device.free_bytes()?;
+    let sizes = if cli.quick { Sizes::quick() } else { Sizes::full(free_bytes) };
+    let table = Memory::take(device, sizes.table_bytes)?.buffer(sizes.table_bytes)?;
+    let mut memory = Memory::take(device, sizes.work_bytes())?;
+    table.fill(&stream, 0x3c)?;
+    stage("rows all over a large table", report);
+    correctness::far_rows(&stream, &kernels, &mut memory, &table, report)?;
+    let bench = Bench { device, stream: &stream, kernels: &kernels, sizes };
+    stage("copies", report);
+    bench.copies(&mut memory, report)?;
+    stage("matrix products", report);
+    bench.products(&mut memory, report)?;
+    stage("rows in device memory", report);
+    bench.rows(&mut memory, &table, report)?;
+    stage("rows in pinned host memory", report);
+    bench.pinned_rows(&mut memory, report)?;
+    stage("the network's kernels", report);
+    bench.network(&mut memory, &table, report)?;
+    stage("end", report);
+    Ok(())
+}
+
+fn code(cli: &Cli, source: gpu::kernels::Source, capability: ComputeCapability) -> Result<Code> {
+    let Some(folder) = &cli.code else { return Ok(compile(source, capability)?) };
+    Ok(CodeCache::new(folder).code(source, capability)?.0)
+}
+
+fn compile_only(cli: &Cli) -> Result<ExitCode> {
+    let folder = cli.code.as_ref().ok_or_else(|| anyhow!("--code is missing"))?;
+    let cache = CodeCache::new(folder);
+    for (major, minor) in [(8, 0), (9, 0), (10, 0)] {
+        for source in ALL {
+            let (code, from) = cache.code(source, ComputeCapability { major, minor })?;
+            let how = match from {
+                CodeSource::Compiled => "compiled",
+                CodeSource::Read => "was there",
+            };
+            let bytes = code.cubin.len();
+            println!("{} for sm_{major}{minor}: {how}, {bytes} bytes", source.name);
+            if code.log.contains("error") {
+                bail!("{}: {}", source.name, code.log);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn machine(device: &Device) -> String {
+    let about = device.description();
+    let ComputeCapability { major, minor } = about.compute_capability;
+    let compiler = compiler_version()
+        .map_or("no NVRTC".to_owned(), |(major, minor)| format!("NVRTC {major}.{minor}"));
+    format!(
+        "{}, {} GiB, {} multiprocessors, compute capability {major}.{minor}, {compiler}",
+        about.name,
+        about.memory_bytes >> 30,
+        about.multiprocessors,
+    )
+}

@@ -1,0 +1,140 @@
+//! The real `gpu-check`: without CUDA, and against a pretended one that runs the kernels' own
+//! source on the CPU. Whether a device does the same is for a machine that has one.
+#![allow(clippy::unwrap_used)] // a test that cannot go on fails
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+
+use gpu::vectors::{Case, encode};
+use gpu_check::vectors::{TOLERANCE, cases};
+use serde_json::Value;
+use tempfile::TempDir;
+use testkit::CppProgram;
+
+#[test]
+fn without_a_driver_it_says_no_device() {
+    if gpu::probe().is_ok() {
+        return; // this machine has one
+    }
+    let output = gpu_check(None, &[], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.starts_with("gpu-check: no device: "), "{said}");
+}
+
+#[test]
+fn every_kernel_agrees_with_the_host_on_the_cpu() {
+    let shim = CppProgram::build(&shim("run.cpp"), &[]);
+    let cases: Vec<Case> = cases();
+    let output = shim.run(&encode(&cases));
+    assert!(output.status.success(), "{output:?}");
+    let expected = format!("{} cases, 0 wrong\n", cases.len());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
+#[test]
+fn a_float_beyond_the_tolerance_is_found() {
+    use gpu::vectors::Argument;
+    let shim = CppProgram::build(&shim("run.cpp"), &[]);
+    let mut case = cases().into_iter().find(|case| case.kernel == "interact_backward").unwrap();
+    let Argument::Floats { after, .. } = &mut case.arguments[2] else { panic!("not the result") };
+    after[100] += 2.0 * TOLERANCE * (1.0 + after[100].abs());
+    let output = shim.run(&encode(&[case]));
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("interact_backward: buffer 2 differs at byte 400 of"), "{said}");
+}
+
+#[test]
+fn all_of_it_runs_against_a_pretended_cuda() {
+    let out = tempfile::tempdir().unwrap();
+    let (folder, code) = (out.path().join("json"), out.path().join("code"));
+    let (folder_text, code_text) = (folder.to_str().unwrap(), code.to_str().unwrap());
+    let arguments = ["--quick", "--out", folder_text, "--code", code_text];
+    let output = gpu_check(Some(&PRETENDED), &arguments, &[]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}\n{output:?}");
+    assert!(said.ends_with("gpu-check: all is right\n"), "{said}");
+
+    let text = std::fs::read_to_string(folder.join("gpu-check.json")).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["bench"], "gpu-check, quick");
+    assert!(json["machine"].as_str().unwrap().starts_with("a pretended device"), "{text}");
+    let ids: Vec<&str> =
+        json["rows"].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap()).collect();
+    for id in [
+        "vectors.update_adam",
+        "vectors.interact_backward",
+        "vectors.product_bf16",
+        "vectors.far_rows",
+        "copy.from_device",
+        "product.tf32",
+        "gather.device_64",
+        "gather.device_512",
+        "gather.pinned_512",
+        "update.rowwise_adagrad_64",
+        "interact.kaggle",
+    ] {
+        assert!(ids.contains(&id), "{id} is not among {ids:?}");
+    }
+    assert_eq!(std::fs::read_dir(&code).unwrap().count(), 2, "the code of two sources is kept");
+    let again = gpu_check(Some(&PRETENDED), &arguments, &[]);
+    assert!(again.status.success(), "with code from the folder: {again:?}");
+}
+
+#[test]
+fn a_kernel_that_comes_out_wrong_fails_and_is_named_first() {
+    let wrong = [("FLIP_A_BIT_OF", "update_sgd")];
+    let output = gpu_check(Some(&PRETENDED), &["--quick"], &wrong);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let last = said.lines().last().unwrap();
+    assert!(last.contains("failed first: vectors.update_sgd"), "{said}");
+}
+
+#[test]
+fn the_vectors_that_it_writes_are_those_that_the_cpu_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vectors");
+    let output = gpu_check(None, &["--write-vectors", file.to_str().unwrap()], &[]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(std::fs::read(file).unwrap() == encode(&cases()), "not the same bytes");
+}
+
+/// Starts `gpu-check`, and has the loader find that CUDA or none.
+fn gpu_check(cuda: Option<&Pretended>, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
+    command.args(arguments).envs(variables.iter().copied());
+    command.env("GPU_CHECK_LIBRARIES_TOLD", "1"); // a machine's own libraries are not looked for
+    match cuda {
+        Some(Pretended(folder)) => command.env("LD_LIBRARY_PATH", folder.path()),
+        None => command.env_remove("LD_LIBRARY_PATH"),
+    };
+    command.output().unwrap()
+}
+
+/// A folder with a library that stands for the driver, NVRTC and cuBLASLt.
+struct Pretended(TempDir);
+
+static PRETENDED: LazyLock<Pretended> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("libcuda.so");
+    let mut compiler = Command::new("c++");
+    compiler
+        .args(["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off"])
+        .args(["-Wall", "-Wextra", "-Werror", "-Wno-clobbered", "-Wno-unknown-pragmas"])
+        .arg(shim("driver.cpp"))
+        .arg("-o")
+        .arg(&library);
+    let output = compiler.output().expect("a C++ compiler, which RocksDB needs too");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for name in ["libnvrtc.so", "libcublasLt.so"] {
+        std::os::unix::fs::symlink(&library, folder.path().join(name)).unwrap();
+    }
+    Pretended(folder)
+});
+
+fn shim(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/shim").join(name)
+}
