@@ -20,8 +20,8 @@ use crate::{Error, Result};
 
 /// Rows that one thread reads at once, at most.
 const TASK_ROWS_MAX: usize = 32;
-/// And at least, so that handing them over is worth it.
-const TASK_ROWS_MIN: usize = 4;
+/// And at least, so that handing them over is worth it; under a scheduler a load has several tasks.
+const TASK_ROWS_MIN: usize = if cfg!(feature = "shuttle") { 1 } else { 4 };
 /// Tasks that wait for a thread, at most; a stage that brings more waits.
 const TASKS_MAX: usize = 1024;
 
