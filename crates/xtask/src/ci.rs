@@ -10,7 +10,7 @@ use crate::nvrtc;
 use crate::suite::{self, Sums};
 use crate::workspace::{Workspace, call};
 
-/// Formatting, setup, lints, CUDA's compiler, tests. A stage that fails ends the run.
+/// Formatting, setup, lints, licences where cargo-deny is there, CUDA's compiler, tests. A stage that fails ends the run.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let mut stages = Stages { times: Vec::new() };
     let outcome = run_stages(workspace, &mut stages);
@@ -35,6 +35,15 @@ fn run_stages(workspace: &Workspace, stages: &mut Stages) -> Result<Sums> {
         scheduled.args(["--package", "tiers", "--features", "shuttle"]);
         call(scheduled.args(["--", "--deny", "warnings"]))
     })?;
+    if is_installed(workspace, "deny") {
+        stages.run("deny", || {
+            let mut deny = workspace.cargo();
+            deny.args(["deny", "--workspace", "--locked", "check", "--hide-inclusion-graph"]);
+            call(deny.args(["licenses", "bans", "sources"]))
+        })?;
+    } else {
+        eprintln!("\nxtask: cargo-deny is not installed, so deny.toml is not held to");
+    }
     stages.run("nvrtc", || nvrtc::provide(workspace))?;
     stages.run("test", || suite::run(workspace, None))
 }
@@ -63,11 +72,15 @@ impl Stages {
 }
 
 fn require(workspace: &Workspace, name: &str) -> Result<()> {
-    let found = workspace.cargo().args([name, "--version"]).output();
-    if !found.is_ok_and(|output| output.status.success()) {
+    if !is_installed(workspace, name) {
         bail!("cargo {name} is not installed: rustup component add clippy rustfmt");
     }
     Ok(())
+}
+
+fn is_installed(workspace: &Workspace, name: &str) -> bool {
+    let found = workspace.cargo().args([name, "--version"]).output();
+    found.is_ok_and(|output| output.status.success())
 }
 
 #[cfg(test)]
