@@ -3,6 +3,8 @@
 
 #[path = "integration/bad_input.rs"]
 mod bad_input;
+#[path = "integration/best_model.rs"]
+mod best_model;
 #[path = "integration/binaries.rs"]
 mod binaries;
 #[path = "integration/budget.rs"]
