@@ -21,3 +21,5 @@ mod quality;
 mod reference;
 #[path = "integration/restart.rs"]
 mod restart;
+#[path = "integration/trace.rs"]
+mod trace;

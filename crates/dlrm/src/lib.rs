@@ -27,7 +27,7 @@ mod workers;
 pub use architecture::{Architecture, Interaction, Loss, parse_widths};
 pub use error::{Error, Result};
 pub use learning_rate::LearningRate;
-pub use model::Model;
+pub use model::{Model, TRACE_TARGET};
 pub use optimizer::DenseOptimizer;
 pub use parameter::Parameter;
 pub use step::{FeatureRows, PredictInput, StepInput};

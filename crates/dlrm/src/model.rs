@@ -15,6 +15,16 @@ use crate::{Architecture, DenseOptimizer, Error, Result};
 /// occupy several threads.
 const PANEL_OUTPUTS: usize = 128;
 
+/// What the model's spans are for in `tracing`; see [`Model::trace_step`].
+pub const TRACE_TARGET: &str = "dlrm::trace";
+
+/// Begins a span on this thread, which lasts as long as what is returned, if a step is traced.
+macro_rules! span {
+    ($name:literal, $step:expr) => {
+        $step.map(|step| tracing::trace_span!(target: TRACE_TARGET, $name, step).entered())
+    };
+}
+
 /// A DLRM with its dense weights, optimizer state, gradients and the memory for one batch.
 pub struct Model {
     architecture: Architecture,
@@ -27,6 +37,8 @@ pub struct Model {
     batch_max: usize,
     workers: Workers,
     gradients_ready: bool,
+    /// The number of the next step, where it is traced.
+    step_traced: Option<u64>,
 }
 
 /// What can be computed side by side once every tile has gone backward.
@@ -57,7 +69,7 @@ impl Model {
         let tile = |_| Tile::new(&architecture, &bottom, &top, rows);
         let tiles = (0..tile::count_max(batch_max)).map(tile).collect();
         let workers = Workers::new(threads)?;
-        let (steps, gradients_ready) = (0, false);
+        let (steps, gradients_ready, step_traced) = (0, false, None);
         Ok(Self {
             architecture,
             optimizer,
@@ -68,6 +80,7 @@ impl Model {
             batch_max,
             workers,
             gradients_ready,
+            step_traced,
         })
     }
 
@@ -86,6 +99,12 @@ impl Model {
         self.batch_max
     }
 
+    /// Makes the next [`Model::forward_backward`] tell `tracing` when each thread is at which tile,
+    /// as spans that carry this number. None tells nothing.
+    pub fn trace_step(&mut self, step: Option<u64>) {
+        self.step_traced = step;
+    }
+
     /// The mean loss of a batch before any update. Keeps the dense gradients for
     /// [`Model::apply_dense`] and writes the rows' gradients: those of equal rows are summed in the
     /// order of samples, features and indices, and a row that no sample takes gets zeros.
@@ -99,15 +118,17 @@ impl Model {
         let &StepInput { dense, labels, rows, features } = input;
         let input = &PredictInput { dense, rows, features };
         self.gradients_ready = false;
+        let step = self.step_traced.take();
         self.check(input, labels.len())?;
         if row_gradients.len() != rows.len() {
             let (what, expected) = ("row gradients", format!("{}, as the rows", rows.len()));
             return Err(Error::Shape { what, found: row_gradients.len(), expected });
         }
-        let tiles = self.run_tiles(input, labels.len(), |tile, shared| {
+        let tiles = self.run_tiles(input, labels.len(), step, |tile, shared| {
+            let _span = span!("backward", step);
             tile.backward(shared, shared.architecture.loss, labels);
         });
-        self.sum_gradients(input, tiles, row_gradients);
+        self.sum_gradients(input, tiles, step, row_gradients);
         self.gradients_ready = true;
         let loss_sum: f64 = self.tiles[..tiles].iter().map(Tile::loss_sum).sum();
         Ok((loss_sum / labels.len() as f64) as f32)
@@ -136,7 +157,7 @@ impl Model {
     ) -> Result<()> {
         let batch = probabilities.len();
         self.check(input, batch)?;
-        let tiles = self.run_tiles(input, batch, |_, _| ());
+        let tiles = self.run_tiles(input, batch, None, |_, _| ());
         let rows = tile::rows_of(batch);
         for (tile, target) in self.tiles[..tiles].iter().zip(probabilities.chunks_mut(rows)) {
             tile.probabilities(target);
@@ -185,6 +206,7 @@ impl Model {
         &mut self,
         input: &PredictInput<'_>,
         batch: usize,
+        step: Option<u64>,
         then: impl Fn(&mut Tile, Shared<'_>) + Sync,
     ) -> usize {
         let rows = tile::rows_of(batch);
@@ -192,14 +214,22 @@ impl Model {
         let Self { architecture, bottom, top, tiles: all, workers, .. } = self;
         let shared = Shared { architecture, bottom, top, input };
         workers.for_each(&mut all[..tiles], |t, tile| {
+            let span = span!("forward", step);
             tile.forward(shared, t * rows..batch.min((t + 1) * rows));
+            drop(span);
             then(tile, shared);
         });
         tiles
     }
 
     /// Sums over the tiles, in their order: the weights' gradients and the rows'.
-    fn sum_gradients(&mut self, input: &PredictInput<'_>, tiles: usize, row_gradients: &mut [f32]) {
+    fn sum_gradients(
+        &mut self,
+        input: &PredictInput<'_>,
+        tiles: usize,
+        step: Option<u64>,
+        row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
+    ) {
         let Self { architecture, bottom, top, .. } = self;
         let (architecture, tiles) = (&*architecture, &self.tiles[..tiles]);
         let (dim, width) = (architecture.sparse_feature_size, architecture.feature_width());
@@ -210,10 +240,12 @@ impl Model {
         let mut sums: Vec<Sum<'_>> = top.chain(bottom).chain(rows).collect();
         self.workers.for_each(&mut sums, |_, sum| match sum {
             Sum::Weights(part, panel) => {
+                let _span = span!("sum weight gradients", step);
                 let (part, layer) = (*part, panel.layer);
                 panel.fill(tiles.iter().map(|tile| tile.term(architecture, input, part, layer)));
             }
             Sum::Rows(region) => {
+                let _span = span!("sum row gradients", step);
                 let tiles = tiles.iter().map(|tile| tile.features_gradient(width));
                 region.fill(input.features, dim, first, width, tiles);
             }

@@ -13,6 +13,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use server::{Durability, EmbeddedConfig, SsdConfig, open_embedded};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 use wire::client::{CONNECT_TIMEOUT, GrpcSession};
 use wire::{Endpoint, Session};
 use worker::cli::{Cli, Command, PsArgs, Safety};
@@ -20,16 +23,9 @@ use worker::cli::{Cli, Command, PsArgs, Safety};
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::builder()
-                .with_default_directive(tracing_subscriber::filter::LevelFilter::WARN.into())
-                .from_env_lossy(),
-        )
-        .with_writer(std::io::stderr)
-        .init();
+    let command = Cli::parse().command;
     let stop = Arc::new(AtomicBool::new(false));
-    match run(&Cli::parse().command, &stop) {
+    match traced(&command, &stop) {
         Ok(lines) => {
             // a closed pipe is the reader's choice
             let _ = std::io::stdout().write_all(lines.as_bytes());
@@ -44,6 +40,21 @@ fn main() -> ExitCode {
             ExitCode::from(if is_bad_input(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Sets up what listens to logs and, with `--trace`, to spans; then runs the command. The trace is
+/// whole whatever the outcome.
+fn traced(command: &Command, stop: &Arc<AtomicBool>) -> Result<String> {
+    let (spans, trace) = command.trace().map(worker::trace_to).transpose()?.unzip();
+    let wanted = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = logs.with_filter(wanted.from_env_lossy());
+    tracing_subscriber::registry().with(spans).with(logs).init();
+    let outcome = run(command, stop);
+    let written = trace.map_or(Ok(()), worker::TraceFile::finish);
+    let lines = outcome?;
+    written?;
+    Ok(lines)
 }
 
 fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<String> {

@@ -1,7 +1,7 @@
 //! The command line as typed, in the words of facebookresearch/dlrm. It checks the form of each
 //! flag; what flags mean together is settled in `setup`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataset::{BadRows, DenseColumns, RowSelection, Source, TransformKind};
@@ -274,6 +274,11 @@ pub struct TrainArgs {
     /// With --report: the loss of every step
     #[arg(long, requires = "report")]
     pub report_losses: bool,
+    /// Write what every thread does at which step, for ui.perfetto.dev or chrome://tracing: reading,
+    /// unique keys, staging, waits, pull, compute, push. Of the run's first 1000 steps, and 200000
+    /// spans of theirs at most: 49 MiB
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
 }
 
 /// `dlrm-worker eval`.
@@ -420,6 +425,18 @@ pub enum DenseOptimizerName {
 }
 
 impl Command {
+    /// Where a trace of the run goes, if one is asked for.
+    pub fn trace(&self) -> Option<&Path> {
+        match self {
+            Command::Train(args) => args.trace.as_deref(),
+            Command::Eval(_)
+            | Command::Predict(_)
+            | Command::Export(_)
+            | Command::Generate(_)
+            | Command::Cache(_) => None,
+        }
+    }
+
     /// Where the tables are, for the commands that need any.
     pub fn ps(&self) -> Option<&PsArgs> {
         match self {

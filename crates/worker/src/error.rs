@@ -45,6 +45,14 @@ pub enum Error {
         /// What is wrong and what was expected.
         message: String,
     },
+    /// The system gave no thread.
+    #[error("start thread {name}: {source}")]
+    Thread {
+        /// What it was to do.
+        name: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The loss is not finite: the learning rate is too high, or the data is broken.
     #[error("step {step}: the loss is {loss}; lower --learning-rate, or look at the dense values")]
     Diverged {
@@ -64,6 +72,7 @@ impl Error {
             Error::Session { source, .. } => source.code().is_bad_input(),
             Error::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
             Error::Diverged { .. } => true,
+            Error::Thread { .. } => false,
         }
     }
 

@@ -16,6 +16,7 @@ mod progress;
 mod quality;
 mod report;
 mod setup;
+mod trace;
 mod train;
 mod weights;
 
@@ -25,5 +26,6 @@ pub use evaluate::evaluate_command;
 pub use generate::generate_command;
 pub use predict::predict_command;
 pub use report::Report;
+pub use trace::{TraceFile, trace_to};
 pub use train::train_command;
 pub use weights::export_command;

@@ -2,7 +2,7 @@
 //! Queues between them are bounded, buffers go round. It computes nothing and pulls nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::Scope;
+use std::thread::{Builder, Scope};
 use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -10,6 +10,7 @@ use dataset::{Batch, Reader, Unique, unique};
 use table::{Step, TableId};
 use wire::Session;
 
+use crate::trace::span;
 use crate::{Error, Result};
 
 /// Batches read and not yet staged: enough to ride out a slow read, few enough to cost no memory.
@@ -59,16 +60,27 @@ pub(crate) fn stage_ahead<'scope, 'env>(
     course: &'env Course<'env>,
     tally: &'env Tally,
     open: impl Fn(u64) -> Result<Reader> + Send + 'scope,
-) -> Ahead {
+) -> Result<Ahead> {
     let (read, batches) = bounded(READ_AHEAD);
     // one more is in the stager's hand: staged, and waiting for a place
     let (stage, staged) = bounded(course.lookahead.saturating_sub(1));
     let rounds = READ_AHEAD + course.lookahead + 4; // every buffer that can be under way at once
     let (spare, spares) = bounded::<Staged>(rounds);
     let reading = Reading { tally, epochs: course.epochs, spares };
-    scope.spawn(move || reading.run(&open, &read));
-    scope.spawn(move || stage_batches(session, course.tables, tally, &batches, &stage));
-    Ahead { staged, spare }
+    spawn(scope, "read", move || reading.run(&open, &read))?;
+    spawn(scope, "stage", move || stage_batches(session, course.tables, tally, &batches, &stage))?;
+    Ok(Ahead { staged, spare })
+}
+
+/// Starts a thread under a name that debuggers and traces show.
+pub(crate) fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &'static str,
+    body: impl FnOnce() + Send + 'scope,
+) -> Result<()> {
+    let thread = Builder::new().name(name.to_owned());
+    let started = thread.spawn_scoped(scope, body);
+    started.map(drop).map_err(|source| Error::Thread { name, source })
 }
 
 struct Reading<'a> {
@@ -79,8 +91,9 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn run(&self, open: &dyn Fn(u64) -> Result<Reader>, read: &Sender<Result<Staged>>) {
+        let mut step = 0;
         for epoch in 0..self.epochs {
-            match open(epoch).and_then(|reader| self.pass(reader, read)) {
+            match open(epoch).and_then(|reader| self.pass(reader, &mut step, read)) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -91,17 +104,27 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads one pass; false when nobody wants more.
-    fn pass(&self, mut reader: Reader, read: &Sender<Result<Staged>>) -> Result<bool> {
+    /// Reads one pass, whose first batch is `step`'s; false when nobody wants more.
+    fn pass(
+        &self,
+        mut reader: Reader,
+        step: &mut u64,
+        read: &Sender<Result<Staged>>,
+    ) -> Result<bool> {
         loop {
             let mut next = self.spares.try_recv().unwrap_or_default();
-            let more = reader.next_batch(&mut next.batch)?;
+            let more = {
+                let _span = span!("read and parse", *step);
+                reader.next_batch(&mut next.batch)?
+            };
             if !more {
                 break;
             }
+            let _span = span!("wait for the stager", *step);
             if self.tally.cancel.load(Ordering::Relaxed) || read.send(Ok(next)).is_err() {
                 return Ok(false);
             }
+            *step += 1;
         }
         self.tally.rows_skipped.fetch_add(reader.rows_skipped(), Ordering::Relaxed);
         Ok(true)
@@ -115,7 +138,12 @@ fn stage_batches(
     batches: &Receiver<Result<Staged>>,
     staged: &Sender<Result<Staged>>,
 ) {
-    for (step, read) in (0..).zip(batches.iter()) {
+    for step in 0.. {
+        let read = {
+            let _span = span!("wait for a batch", step);
+            batches.recv()
+        };
+        let Ok(read) = read else { return };
         if tally.cancel.load(Ordering::Relaxed) {
             return;
         }
@@ -124,7 +152,10 @@ fn stage_batches(
         let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         tally.stage_ns.fetch_add(ns, Ordering::Relaxed);
         let failed = next.is_err();
-        if let Err(unsent) = staged.send(next) {
+        let waiting = span!("wait for a place ahead", step);
+        let sent = staged.send(next);
+        drop(waiting);
+        if let Err(unsent) = sent {
             if let Ok(next) = unsent.into_inner() {
                 let _ = session.release(Step(next.step)); // the step's side has ended with an error
             }
@@ -142,8 +173,12 @@ fn stage_one(
     step: u64,
     mut next: Staged,
 ) -> Result<Staged> {
-    unique(&next.batch, tables, &mut next.unique)?;
+    {
+        let _span = span!("unique and inverse", step);
+        unique(&next.batch, tables, &mut next.unique)?;
+    }
     next.step = step;
+    let _span = span!("stage", step);
     session
         .stage(Step(step), &next.unique.keys)
         .map_err(Error::session(format!("stage step {step}")))?;

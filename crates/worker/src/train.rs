@@ -15,10 +15,11 @@ use wire::Session;
 use crate::card::Card;
 use crate::cli::TrainArgs;
 use crate::evaluate::evaluate;
-use crate::pipeline::{Ahead, Course, Staged, Tally, stage_ahead};
+use crate::pipeline::{Ahead, Course, Staged, Tally, spawn, stage_ahead};
 use crate::progress::Progress;
 use crate::report::{Report, Test};
 use crate::setup::{Training, bayes_of};
+use crate::trace::{STEPS_MAX, span};
 use crate::weights;
 use crate::{Error, Result};
 
@@ -115,8 +116,8 @@ fn train(
             let options = ReadOptions { shuffle, more_passes, ..read.clone() };
             Ok::<Reader, Error>(dataset::open(source, &options)?)
         };
-        let Ahead { staged, spare } = stage_ahead(scope, session, &course, &tally, open);
-        let mut pusher = Pusher::start(scope, session);
+        let Ahead { staged, spare } = stage_ahead(scope, session, &course, &tally, open)?;
+        let mut pusher = Pusher::start(scope, session)?;
         let outcome = steps.run(&staged, &spare, &mut pusher);
         tally.cancel.store(true, Ordering::Relaxed);
         for left in staged.iter().flatten() {
@@ -180,7 +181,11 @@ impl Steps<'_> {
         let (mut print_loss, mut print_steps) = (0.0, 0_u64);
         while !self.stop.load(Ordering::Relaxed) {
             let waiting = Instant::now();
-            let Ok(next) = staged.recv() else { break };
+            let next = {
+                let _span = span!("wait for a staged step", self.report.steps);
+                staged.recv()
+            };
+            let Ok(next) = next else { break };
             let next = next?;
             self.report.wait_s += waiting.elapsed().as_secs_f64();
             let stepped = self.step(&next, pusher);
@@ -218,6 +223,7 @@ impl Steps<'_> {
         if !step.is_multiple_of(tests.every) {
             return Ok(false);
         }
+        let _span = span!("test", step - 1);
         self.report.push_s += pusher.wait()?.as_secs_f64();
         self.session.settle().map_err(Error::session("settle pushes"))?;
         let testing = Instant::now();
@@ -244,14 +250,18 @@ impl Steps<'_> {
     fn step(&mut self, staged: &Staged, pusher: &mut Pusher) -> Result<f32> {
         let (step, dim) = (staged.step, self.model.architecture().sparse_feature_size);
         let floats = staged.unique.keys.len() * dim;
-        self.report.push_s += pusher.wait()?.as_secs_f64();
+        {
+            let _span = span!("wait for the push", step);
+            self.report.push_s += pusher.wait()?.as_secs_f64();
+        }
         self.rows.resize(floats, 0.0);
 
         let pulling = Instant::now();
-        let pulled = self
-            .session
-            .pull(Step(step), &mut self.rows)
-            .map_err(Error::session(format!("pull step {step}")))?;
+        let pulled = {
+            let _span = span!("pull", step);
+            let pulled = self.session.pull(Step(step), &mut self.rows);
+            pulled.map_err(|error| Error::session(format!("pull step {step}"))(error))?
+        };
         self.report.pull_s += pulling.elapsed().as_secs_f64();
         self.report.stalled_pulls += u64::from(pulled.stalled > Duration::ZERO);
 
@@ -264,13 +274,20 @@ impl Steps<'_> {
             features: &features,
         };
         let gradients = pusher.buffer(floats);
-        let loss = self.model.forward_backward(&input, gradients)?;
+        self.model.trace_step((step < STEPS_MAX).then_some(step));
+        let loss = {
+            let _span = span!("forward and backward", step);
+            self.model.forward_backward(&input, gradients)?
+        };
         let schedule = self.first_step + step;
         if !loss.is_finite() {
             return Err(Error::Diverged { step: schedule, loss });
         }
         pusher.push(Step(step), self.rates.tables.at(schedule));
-        self.model.apply_dense(self.rates.dense.at(schedule));
+        {
+            let _span = span!("dense update", step);
+            self.model.apply_dense(self.rates.dense.at(schedule));
+        }
         self.report.compute_s += computing.elapsed().as_secs_f64();
 
         self.report.steps += 1;
@@ -342,20 +359,24 @@ impl Pusher {
     fn start<'scope, 'env>(
         scope: &'scope Scope<'scope, 'env>,
         session: &'env dyn Session,
-    ) -> Pusher {
+    ) -> Result<Pusher> {
         let (work, pushes) = bounded::<Push>(1);
         let (answer, done) = bounded(1);
-        scope.spawn(move || {
+        spawn(scope, "push", move || {
             for push in pushes.iter() {
-                let result = session
-                    .push(Step(push.step), &push.gradients, push.learning_rate)
-                    .map_err(Error::session(format!("push step {}", push.step)));
+                let step = push.step;
+                let result = {
+                    let _span = span!("push", step);
+                    session
+                        .push(Step(step), &push.gradients, push.learning_rate)
+                        .map_err(Error::session(format!("push step {step}")))
+                };
                 if answer.send((push, result)).is_err() {
                     return;
                 }
             }
-        });
-        Pusher { work, done, under_way: false, push: Some(Push::default()) }
+        })?;
+        Ok(Pusher { work, done, under_way: false, push: Some(Push::default()) })
     }
 
     /// Waits for the push under way, if any, and tells its error and how long that took.
