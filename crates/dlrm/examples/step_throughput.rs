@@ -7,7 +7,8 @@
 use std::time::{Duration, Instant};
 
 use dlrm::{
-    Architecture, DenseOptimizer, FeatureRows, Interaction, Loss, Model, StepInput, parse_widths,
+    Architecture, DenseOptimizer, FeatureRows, Interaction, Loss, Model, Pooling, StepInput,
+    parse_widths,
 };
 
 const FEATURES: usize = 26;
@@ -40,8 +41,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let indices: Vec<Vec<u32>> = (0..FEATURES)
         .map(|f| (0..batch).map(|s| (f * batch) as u32 + scatter(s) % batch as u32).collect())
         .collect();
+    let pooling = Pooling::Sum;
     let features: Vec<FeatureRows<'_>> =
-        indices.iter().map(|indices| FeatureRows { indices, offsets: &offsets }).collect();
+        indices.iter().map(|indices| FeatureRows { indices, offsets: &offsets, pooling }).collect();
     let input = StepInput { dense: &dense, labels: &labels, rows: &rows, features: &features };
     let mut gradients = vec![0.0; rows.len()];
 

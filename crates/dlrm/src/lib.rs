@@ -30,5 +30,5 @@ pub use learning_rate::LearningRate;
 pub use model::{Model, TRACE_TARGET};
 pub use optimizer::DenseOptimizer;
 pub use parameter::Parameter;
-pub use step::{FeatureRows, PredictInput, StepInput};
+pub use step::{FeatureRows, Pooling, PredictInput, StepInput};
 pub use weights::Carried;

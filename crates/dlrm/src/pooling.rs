@@ -1,9 +1,9 @@
-//! Rows to samples and gradients back: sum pooling of jagged features, and its reverse. It does not
-//! know where rows come from.
+//! Rows to samples and gradients back: pooling of jagged features, and its reverse. It does not know
+//! where rows come from.
 
 use std::ops::Range;
 
-use crate::step::FeatureRows;
+use crate::step::{FeatureRows, Pooling};
 
 /// Writes each feature's pooled rows for some samples, side by side from column `first` on.
 pub(crate) fn pool(
@@ -18,15 +18,35 @@ pub(crate) fn pool(
     for (f, feature) in features.iter().enumerate() {
         let column = first + f * dim;
         for (sample, target) in samples.clone().zip(target.chunks_exact_mut(width)) {
-            let target = &mut target[column..column + dim];
-            match feature.of(sample) {
-                [] => target.fill(0.0),
-                [one, more @ ..] => {
-                    target.copy_from_slice(row(rows, dim, *one));
-                    for &index in more {
-                        add(target, row(rows, dim, index));
-                    }
-                }
+            pool_bag(feature, feature.span(sample), rows, &mut target[column..column + dim]);
+        }
+    }
+}
+
+/// Writes one sample's pooled rows of one feature: the indices in order, each product rounded before
+/// it is added.
+fn pool_bag(
+    feature: &FeatureRows<'_>,
+    span: Range<usize>,
+    rows: &[f32],       // [n_unique, dim]
+    target: &mut [f32], // [dim]
+) {
+    let dim = target.len();
+    let Some((&first, more)) = feature.indices[span.clone()].split_first() else {
+        return target.fill(0.0);
+    };
+    target.copy_from_slice(row(rows, dim, first));
+    match feature.pooling {
+        Pooling::Sum => more.iter().for_each(|&index| add(target, row(rows, dim, index))),
+        Pooling::Mean => {
+            more.iter().for_each(|&index| add(target, row(rows, dim, index)));
+            scale(target, share(span.len()));
+        }
+        Pooling::Weighted(weights) => {
+            let weights = &weights[span];
+            scale(target, weights[0]);
+            for (&index, &weight) in more.iter().zip(&weights[1..]) {
+                add_scaled(target, row(rows, dim, index), weight);
             }
         }
     }
@@ -83,8 +103,9 @@ pub(crate) fn row_regions<'a>(
 }
 
 impl RowRegion<'_> {
-    /// Sets every row's gradient to the sum over the samples that took it: samples in order, the
-    /// features of a sample in order, the indices of a feature in order.
+    /// Sets every row's gradient to the sum over the samples that took it, each term by how much of
+    /// the row the sample took: samples in order, the features of a sample in order, the indices of
+    /// a feature in order.
     pub(crate) fn fill<'a>(
         &mut self,
         features: &[FeatureRows<'_>],
@@ -99,13 +120,43 @@ impl RowRegion<'_> {
             for &f in &self.features {
                 let column = first + f * dim;
                 let gradient = &gradient[column..column + dim];
-                for &index in features[f].of(sample) {
-                    let place = (index as usize - self.first_row) * dim;
-                    add(&mut self.gradients[place..place + dim], gradient);
-                }
+                add_bag(&features[f], sample, gradient, self.first_row, self.gradients);
             }
         }
     }
+}
+
+/// Adds what one sample gives to the rows of one feature.
+#[inline]
+fn add_bag(
+    feature: &FeatureRows<'_>,
+    sample: usize,
+    gradient: &[f32], // [dim]
+    first_row: usize,
+    target: &mut [f32], // [rows from first_row on, dim]
+) {
+    let (dim, span) = (gradient.len(), feature.span(sample));
+    let indices = &feature.indices[span.clone()];
+    let places = indices.iter().map(|&index| (index as usize - first_row) * dim);
+    match feature.pooling {
+        Pooling::Sum => {
+            places.for_each(|place| add(&mut target[place..place + dim], gradient));
+        }
+        Pooling::Mean => {
+            let share = share(indices.len());
+            places.for_each(|at| add_scaled(&mut target[at..at + dim], gradient, share));
+        }
+        Pooling::Weighted(weights) => {
+            for (place, &weight) in places.zip(&weights[span]) {
+                add_scaled(&mut target[place..place + dim], gradient, weight);
+            }
+        }
+    }
+}
+
+/// What each of so many rows counts in their mean.
+fn share(rows: usize) -> f32 {
+    1.0 / rows as f32
 }
 
 fn row(rows: &[f32], dim: usize, index: u32) -> &[f32] {
@@ -117,6 +168,17 @@ fn add(target: &mut [f32], source: &[f32]) {
     target.iter_mut().zip(source).for_each(|(x, &y)| *x += y);
 }
 
+#[inline]
+fn scale(target: &mut [f32], by: f32) {
+    target.iter_mut().for_each(|x| *x *= by);
+}
+
+/// The product is rounded before it is added, so that no processor fuses both.
+#[inline]
+fn add_scaled(target: &mut [f32], source: &[f32], by: f32) {
+    target.iter_mut().zip(source).for_each(|(x, &y)| *x += y * by);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -124,7 +186,7 @@ mod tests {
     use super::*;
 
     fn feature<'a>(indices: &'a [u32], offsets: &'a [u32]) -> FeatureRows<'a> {
-        FeatureRows { indices, offsets }
+        FeatureRows { indices, offsets, pooling: Pooling::Sum }
     }
 
     #[test]
@@ -137,6 +199,58 @@ mod tests {
         }
         pool(&features, &rows, 2, 0..2, 1, 5, &mut target);
         assert_eq!(target, [-1.0, 0.0, 0.0, 10.0, 20.0, -1.0, 201.0, 402.0, 10.0, 20.0]);
+    }
+
+    /// Forward and backward of one feature: the pooled vectors and the rows' gradients.
+    fn pooled(
+        feature: FeatureRows<'_>,
+        rows: &[f32],     // [n_unique, dim]
+        upstream: &[f32], // [samples, dim]
+        dim: usize,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let samples = feature.offsets.len() - 1;
+        let mut vectors = vec![f32::NAN; samples * dim];
+        pool(&[feature], rows, dim, 0..samples, 0, dim, &mut vectors);
+        let mut gradients = vec![f32::NAN; rows.len()];
+        for mut region in row_regions(&[feature], dim, &mut gradients) {
+            region.fill(&[feature], dim, 0, dim, upstream.chunks(2 * dim));
+        }
+        (vectors, gradients)
+    }
+
+    #[test]
+    fn every_way_of_pooling_is_embedding_bags() {
+        let rows = [0.5, -1.25, 2.0, 0.75, -0.3, 1.1, 0.7, 0.9];
+        let (indices, offsets) = ([2, 0, 2, 3, 1, 3, 3], [0, 0, 3, 4, 7]);
+        let weights = [0.5, -2.0, 0.25, 1.5, 0.1, 0.3, -0.7];
+        let upstream = [1.0, 2.0, 3.0, -1.0, 0.5, 0.25, -2.0, 4.0];
+        // PyTorch 2.12.0: nn.EmbeddingBag(mode), its output and its weight's gradient
+        let cases = [
+            (
+                Pooling::Sum,
+                [0.0, 0.0, -0.1, 0.95, 0.7, 0.9, 3.4, 2.55],
+                [3.0, -1.0, -2.0, 4.0, 6.0, -2.0, -3.5, 8.25],
+            ),
+            (
+                Pooling::Mean,
+                [0.0, 0.0, -0.033333343, 0.3166667, 0.7, 0.9, 1.1333333, 0.85],
+                [1.0, -0.33333334, -0.6666667, 1.3333334, 2.0, -0.6666667, -0.8333334, 2.9166667],
+            ),
+            (
+                Pooling::Weighted(&weights),
+                [0.0, 0.0, -1.225, 3.325, 1.05, 1.35, -0.08, -0.285],
+                [-6.0, 2.0, -0.2, 0.4, 2.25, -0.75, 1.55, -1.225],
+            ),
+        ];
+        for (pooling, vectors, gradients) in cases {
+            let feature = FeatureRows { indices: &indices, offsets: &offsets, pooling };
+            let found = pooled(feature, &rows, &upstream, 2);
+            for (found, expected) in [(found.0, vectors), (found.1, gradients)] {
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!((found - expected).abs() < 1e-6, "{pooling:?}: {found} {expected}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -161,7 +275,62 @@ mod tests {
         assert_eq!(spans(&[], 4), [(vec![], 0, 4)]);
     }
 
+    /// Indices with their weights, and the upstream gradient.
+    type WeightedBag = (Vec<(u32, f32)>, [f32; 3]);
+
+    /// Bags of indices below 9.
+    fn weighted_bags() -> impl Strategy<Value = Vec<WeightedBag>> {
+        let bag = prop::collection::vec((0_u32..9, -2.0_f32..2.0), 0..12);
+        prop::collection::vec((bag, prop::array::uniform3(-3.0_f32..3.0)), 1..12)
+    }
+
     proptest! {
+        #[test]
+        fn every_way_is_its_definition_in_doubles(
+            bags in weighted_bags(),
+            rows in prop::collection::vec(-4.0_f32..4.0, 27),
+        ) {
+            const DIM: usize = 3;
+            let (taken, upstream): (Vec<_>, Vec<_>) = bags.iter().cloned().unzip();
+            let (indices, weights): (Vec<u32>, Vec<f32>) = taken.iter().flatten().copied().unzip();
+            let mut offsets = vec![0];
+            taken.iter().for_each(|bag| offsets.push(offsets[offsets.len() - 1] + bag.len() as u32));
+            for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Weighted(&weights)] {
+                let (mut vectors, mut gradients) = (Vec::new(), vec![0.0_f64; rows.len()]);
+                for (bag, upstream) in taken.iter().zip(&upstream) {
+                    let mut vector = [0.0_f64; DIM];
+                    for &(index, weight) in bag {
+                        let by = match pooling {
+                            Pooling::Sum => 1.0,
+                            Pooling::Mean => 1.0 / bag.len() as f64,
+                            Pooling::Weighted(_) => f64::from(weight),
+                        };
+                        for (k, sum) in vector.iter_mut().enumerate() {
+                            let place = index as usize * DIM + k;
+                            *sum += by * f64::from(rows[place]);
+                            gradients[place] += by * f64::from(upstream[k]);
+                        }
+                    }
+                    vectors.extend(vector);
+                }
+                let feature = FeatureRows { indices: &indices, offsets: &offsets, pooling };
+                let found = pooled(feature, &rows, &upstream.concat(), DIM);
+                let near = |found: &[f32], expected: &[f64], bound: f64| {
+                    let mut both = found.iter().zip(expected);
+                    both.all(|(&found, expected)| (f64::from(found) - expected).abs() < bound)
+                };
+                // 11 and 11 x 11 terms of up to 8 and 6: some sums of f32's last place of 100, 800
+                prop_assert!(near(&found.0, &vectors, 1e-4), "{pooling:?}");
+                prop_assert!(near(&found.1, &gradients, 1e-3), "{pooling:?}");
+                for (bag, vector) in taken.iter().zip(found.0.chunks(DIM)) {
+                    prop_assert!(!bag.is_empty() || vector == [0.0; DIM]);
+                }
+                for row in (0..9).filter(|row| !indices.contains(row)) {
+                    prop_assert_eq!(&found.1[row as usize * DIM..][..DIM], &[0.0; DIM]);
+                }
+            }
+        }
+
         #[test]
         fn row_gradients_are_the_sums_over_samples_features_and_indices_in_order(
             bags in proptest::collection::vec(
@@ -189,7 +358,7 @@ mod tests {
             let mut expected = vec![0.0_f32; total * dim];
             for sample in 0..5 {
                 for (f, feature) in features.iter().enumerate() {
-                    for &index in feature.of(sample) {
+                    for &index in &feature.indices[feature.span(sample)] {
                         for k in 0..dim {
                             let g = upstream[sample * width + first + f * dim + k];
                             expected[index as usize * dim + k] += g;

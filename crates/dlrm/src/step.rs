@@ -1,5 +1,7 @@
 //! What a step brings to the model, and the checks of its shapes. It copies nothing.
 
+use std::ops::Range;
+
 use crate::{Architecture, Error, Result};
 
 /// A batch to train on.
@@ -26,21 +28,36 @@ pub struct PredictInput<'a> {
     pub features: &'a [FeatureRows<'a>], // [features]
 }
 
-/// The rows of one categorical feature: sample s takes the sum of the rows
-/// `indices[offsets[s]..offsets[s + 1]]`, or zeros where it has none.
+/// The rows of one categorical feature: sample s takes the rows
+/// `indices[offsets[s]..offsets[s + 1]]`, pooled into one vector, or zeros where it has none.
 #[derive(Debug, Clone, Copy)]
 pub struct FeatureRows<'a> {
     /// Places among the step's unique rows.
     pub indices: &'a [u32],
     /// Where each sample's indices begin, and the end: ascending from 0 to the number of indices.
     pub offsets: &'a [u32], // [batch + 1]
+    /// How a sample's rows become one vector.
+    pub pooling: Pooling<'a>,
+}
+
+/// How a sample's rows become one vector, as PyTorch's `EmbeddingBag` has it. A bag of one row is
+/// that row whichever way (weighted: by a weight of 1), to the bit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Pooling<'a> {
+    /// Their sum.
+    Sum,
+    /// Their sum, divided by how many they are.
+    Mean,
+    /// The sum of each times its weight, which is as it is given and is not learned. Weights stand
+    /// beside the indices.
+    Weighted(&'a [f32]), // [indices]
 }
 
 impl FeatureRows<'_> {
-    /// The indices of one sample.
+    /// Where the indices of one sample are.
     #[inline]
-    pub(crate) fn of(&self, sample: usize) -> &[u32] {
-        &self.indices[self.offsets[sample] as usize..self.offsets[sample + 1] as usize]
+    pub(crate) fn span(&self, sample: usize) -> Range<usize> {
+        self.offsets[sample] as usize..self.offsets[sample + 1] as usize
     }
 }
 
@@ -66,7 +83,7 @@ impl PredictInput<'_> {
 
 impl FeatureRows<'_> {
     fn check(&self, feature: usize, batch: usize, rows: usize) -> Result<()> {
-        let FeatureRows { indices, offsets } = *self;
+        let FeatureRows { indices, offsets, pooling } = *self;
         if offsets.len() != batch + 1 {
             let expected = format!("{batch} samples + 1");
             return Err(Error::Shape { what: "offsets", found: offsets.len(), expected });
@@ -82,6 +99,12 @@ impl FeatureRows<'_> {
         }
         if offsets[batch] as usize != indices.len() {
             return offset(batch, format!("{}, the number of indices", indices.len()));
+        }
+        if let Pooling::Weighted(weights) = pooling
+            && weights.len() != indices.len()
+        {
+            let expected = format!("{}, one for each index of feature {feature}", indices.len());
+            return Err(Error::Shape { what: "weights", found: weights.len(), expected });
         }
         match indices.iter().position(|&index| index as usize >= rows) {
             None => Ok(()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{ReadOptions, Reader, Shuffle, Source};
-use dlrm::{FeatureRows, LearningRate, Model, StepInput};
+use dlrm::{FeatureRows, LearningRate, Model, Pooling, StepInput};
 use table::{Step, TableId};
 use wire::Session;
 
@@ -304,7 +304,10 @@ pub(crate) fn feature_rows(staged: &Staged) -> Vec<FeatureRows<'_>> {
     let inverse = staged.unique.inverse.iter();
     inverse
         .zip(&staged.batch.features)
-        .map(|(indices, feature)| FeatureRows { indices, offsets: &feature.offsets })
+        .map(|(indices, feature)| {
+            let (offsets, pooling) = (&feature.offsets, Pooling::Sum);
+            FeatureRows { indices, offsets, pooling }
+        })
         .collect()
 }
 

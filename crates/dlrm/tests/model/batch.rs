@@ -1,6 +1,8 @@
 //! Made-up batches and models, the same at every run. It reads no file.
 
-use dlrm::{Architecture, FeatureRows, Interaction, Loss, PredictInput, StepInput, parse_widths};
+use dlrm::{
+    Architecture, FeatureRows, Interaction, Loss, Pooling, PredictInput, StepInput, parse_widths,
+};
 use table::{GOLDEN, mix};
 
 /// A batch with its memory.
@@ -10,11 +12,48 @@ pub(crate) struct Batch {
     pub labels: Vec<f32>,
     pub rows: Vec<f32>,
     pub lists: Vec<(Vec<u32>, Vec<u32>)>, // indices and offsets of each feature
+    pub ways: Vec<Way>,                   // of pooling, for each feature
+}
+
+/// A way of pooling with its weights.
+#[derive(Clone)]
+pub(crate) enum Way {
+    Sum,
+    Mean,
+    Weighted(Vec<f32>),
 }
 
 impl Batch {
     pub(crate) fn features(&self) -> Vec<FeatureRows<'_>> {
-        self.lists.iter().map(|(indices, offsets)| FeatureRows { indices, offsets }).collect()
+        let features = self.lists.iter().zip(&self.ways);
+        features
+            .map(|((indices, offsets), way)| {
+                let pooling = match way {
+                    Way::Sum => Pooling::Sum,
+                    Way::Mean => Pooling::Mean,
+                    Way::Weighted(weights) => Pooling::Weighted(weights),
+                };
+                FeatureRows { indices, offsets, pooling }
+            })
+            .collect()
+    }
+
+    /// Feature 0 weighted, by weights of either sign and zeros among them, feature 1 by its mean,
+    /// and so on in turn.
+    pub(crate) fn pooled_in_turn(mut self, seed: u64) -> Self {
+        let mut noise = Noise(seed);
+        let lists = self.lists.iter().enumerate();
+        let ways = lists.map(|(f, (indices, _))| match f % 3 {
+            0 => {
+                let mut weights = noise.floats(indices.len(), 2.0);
+                weights.iter_mut().step_by(7).for_each(|weight| *weight = 0.0);
+                Way::Weighted(weights)
+            }
+            1 => Way::Mean,
+            _ => Way::Sum,
+        });
+        self.ways = ways.collect();
+        self
     }
 
     pub(crate) fn step<'a>(&'a self, features: &'a [FeatureRows<'a>]) -> StepInput<'a> {
@@ -88,5 +127,6 @@ pub(crate) fn made_up(
         labels: (0..samples).map(|_| noise.below(2) as f32).collect(),
         rows: noise.floats(architecture.features * table_rows * dim, 0.5),
         lists,
+        ways: vec![Way::Sum; architecture.features],
     }
 }

@@ -20,13 +20,23 @@ fn difference(oracle: &mut Oracle, batch: &Batch, place: impl Fn(&mut Oracle) ->
 }
 
 fn check(interaction: Interaction, loss: Loss, samples: usize, bag_max: u64) {
+    check_pooled(interaction, loss, samples, bag_max, |batch| batch);
+}
+
+fn check_pooled(
+    interaction: Interaction,
+    loss: Loss,
+    samples: usize,
+    bag_max: u64,
+    pooled: impl Fn(Batch) -> Batch,
+) {
     let bottom = match interaction {
         Interaction::Dot | Interaction::DotWithItself => "4-7-5",
         Interaction::Cat => "4-7-3", // of another width than a row
     };
     let architecture = architecture(interaction, loss, 3, bottom, "6-1", 5);
     let mut model = Model::new(architecture.clone(), DenseOptimizer::Sgd, samples, 3, 1).unwrap();
-    let batch = made_up(&architecture, samples, 4, bag_max, 11);
+    let batch = pooled(made_up(&architecture, samples, 4, bag_max, 11));
     let features = batch.features();
     let mut row_gradients = vec![f32::NAN; batch.rows.len()];
     let found = model.forward_backward(&batch.step(&features), &mut row_gradients).unwrap();
@@ -75,6 +85,18 @@ fn cat() {
 }
 
 #[test]
+fn means_and_weighted_sums() {
+    for (interaction, samples, bag_max) in [
+        (Interaction::Dot, 9, 3),
+        (Interaction::DotWithItself, 9, 5),
+        (Interaction::Cat, 150, 4),
+        (Interaction::Dot, 9, 1),
+    ] {
+        check_pooled(interaction, Loss::Bce, samples, bag_max, |batch| batch.pooled_in_turn(3));
+    }
+}
+
+#[test]
 fn over_several_tiles_and_a_single_sample() {
     check(Interaction::Dot, Loss::Bce, 150, 2);
     check(Interaction::Cat, Loss::Bce, 150, 2);
@@ -92,7 +114,7 @@ fn predictions_are_the_oracles() {
     let architecture = architecture(Interaction::DotWithItself, Loss::Bce, 4, "3-9-6", "8-1", 6);
     let mut model = Model::new(architecture.clone(), DenseOptimizer::Sgd, 500, 1, 2).unwrap();
     for samples in [1, 63, 64, 65, 500] {
-        let batch = made_up(&architecture, samples, 9, 4, samples as u64);
+        let batch = made_up(&architecture, samples, 9, 4, samples as u64).pooled_in_turn(8);
         let oracle = Oracle::of(&model, &batch);
         let mut found = vec![f32::NAN; samples];
         model.predict(&batch.unlabelled(&batch.features()), &mut found).unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dlrm::{Architecture, Interaction, Loss, Model};
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Way};
 
 pub(crate) struct Oracle {
     pub architecture: Architecture,
@@ -43,12 +43,17 @@ impl Oracle {
             x = self.layer("bot_l", layer, &x).into_iter().map(|z| z.max(0.0)).collect();
         }
         let mut vectors = vec![x.clone()];
-        for (indices, offsets) in &batch.lists {
+        for ((indices, offsets), way) in batch.lists.iter().zip(&batch.ways) {
             let mut sum = vec![0.0; *dim];
-            for &index in &indices[offsets[sample] as usize..offsets[sample + 1] as usize] {
-                for (sum, row) in sum.iter_mut().zip(&self.rows[index as usize * dim..]) {
-                    *sum += row;
-                }
+            let span = offsets[sample] as usize..offsets[sample + 1] as usize;
+            for place in span.clone() {
+                let taken = match way {
+                    Way::Sum => 1.0,
+                    Way::Mean => 1.0 / span.len() as f64,
+                    Way::Weighted(weights) => f64::from(weights[place]),
+                };
+                let row = &self.rows[indices[place] as usize * dim..];
+                sum.iter_mut().zip(row).for_each(|(sum, row)| *sum += taken * row);
             }
             vectors.push(sum);
         }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, Int64Type};
 use dlrm::{
-    Architecture, DenseOptimizer, FeatureRows, Interaction, Loss, Model, PredictInput, StepInput,
-    parse_widths,
+    Architecture, DenseOptimizer, FeatureRows, Interaction, Loss, Model, Pooling, PredictInput,
+    StepInput, parse_widths,
 };
 use optim::update_row;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -157,7 +157,8 @@ impl Tables {
 impl Pulled {
     fn features(&self) -> Vec<FeatureRows<'_>> {
         let offsets = &self.offsets;
-        self.indices.iter().map(|indices| FeatureRows { indices, offsets }).collect()
+        let pooling = Pooling::Sum;
+        self.indices.iter().map(|indices| FeatureRows { indices, offsets, pooling }).collect()
     }
 }
 

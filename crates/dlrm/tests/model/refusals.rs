@@ -1,8 +1,8 @@
 //! What the model refuses: each fault is told by what was found and what was expected.
 
-use dlrm::{DenseOptimizer, Error, FeatureRows, Interaction, Loss, Model};
+use dlrm::{DenseOptimizer, Error, FeatureRows, Interaction, Loss, Model, Pooling};
 
-use crate::batch::{Batch, architecture, made_up};
+use crate::batch::{Batch, Way, architecture, made_up};
 
 fn model() -> (Model, Batch) {
     let shape = architecture(Interaction::Dot, Loss::Bce, 2, "3-4", "5-1", 4);
@@ -26,6 +26,10 @@ fn a_buffer_of_the_wrong_length_is_named() {
     is(refused(|b| b.rows.truncate(39)), "rows");
     is(refused(|b| b.lists.truncate(1)), "features");
     is(refused(|b| b.lists[1].1.truncate(6)), "offsets");
+    let weights = |len: usize| move |b: &mut Batch| b.ways[1] = Way::Weighted(vec![1.0; len]);
+    let indices = model().1.lists[1].0.len();
+    is(refused(weights(indices - 1)), "weights");
+    is(refused(weights(indices + 1)), "weights");
     let (mut model, batch) = model();
     let mut short = vec![0.0; batch.rows.len() - 4];
     let error = model.forward_backward(&batch.step(&batch.features()), &mut short).unwrap_err();
@@ -118,7 +122,7 @@ fn a_model_that_cannot_be_is_refused() {
 fn features_may_be_given_by_anyone() {
     let (indices, offsets) = (vec![0_u32; 6], (0..=6).collect::<Vec<u32>>());
     let (mut model, batch) = model();
-    let feature = FeatureRows { indices: &indices, offsets: &offsets };
+    let feature = FeatureRows { indices: &indices, offsets: &offsets, pooling: Pooling::Mean };
     let features = [feature, feature];
     model.predict(&batch.unlabelled(&features), &mut [0.0; 6]).unwrap();
 }

@@ -3,7 +3,7 @@
 
 use dlrm::{Architecture, DenseOptimizer, Interaction, Loss, Model};
 
-use crate::batch::{Batch, architecture, made_up};
+use crate::batch::{Batch, Way, architecture, made_up};
 
 const ADAM: DenseOptimizer = DenseOptimizer::Adam { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
 
@@ -66,6 +66,37 @@ fn for_tables_that_features_share() {
     }
     let expected = train(&shape, ADAM, &batches, 300, 1);
     assert!(train(&shape, ADAM, &batches, 300, 2) == expected);
+}
+
+#[test]
+fn on_any_number_of_threads_for_means_and_weighted_sums() {
+    let shape = architecture(Interaction::Dot, Loss::Bce, 5, "3-20-8", "30-1", 8);
+    let pooled = batches(&shape, &[700, 130]).into_iter().map(|batch| batch.pooled_in_turn(4));
+    let mut pooled: Vec<Batch> = pooled.collect();
+    for batch in &mut pooled {
+        batch.lists[1].0.iter_mut().for_each(|index| *index %= 50); // rows of a weighted feature
+    }
+    let expected = train(&shape, ADAM, &pooled, 700, 1);
+    for threads in [2, 3] {
+        assert!(train(&shape, ADAM, &pooled, 700, threads) == expected, "{threads} threads");
+    }
+    assert!(train(&shape, ADAM, &batches(&shape, &[700, 130]), 700, 1) != expected);
+}
+
+#[test]
+fn a_mean_of_one_and_a_weight_of_one_are_one_hot() {
+    let shape = architecture(Interaction::Dot, Loss::Bce, 3, "3-20-8", "30-1", 8);
+    let one_hot = made_up(&shape, 300, 40, 1, 12);
+    let expected = train(&shape, ADAM, std::slice::from_ref(&one_hot), 300, 1);
+    let ones = vec![1.0; 300];
+    for ways in [
+        vec![Way::Mean; 3],
+        vec![Way::Weighted(ones.clone()); 3],
+        vec![Way::Weighted(ones), Way::Sum, Way::Mean],
+    ] {
+        let batch = Batch { ways, ..one_hot.clone() };
+        assert!(train(&shape, ADAM, &[batch], 300, 2) == expected);
+    }
 }
 
 #[test]
