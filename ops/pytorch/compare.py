@@ -90,6 +90,8 @@ def main():
     weights = load_file(args.weights)
     tables = len(card["columns"]["categorical"])
     rows = [weights[f"emb_l.{i}.weight"].shape[0] for i in range(tables)]
+    if card.get("pooling", "sum") != "sum":
+        raise SystemExit(f"the model's pooling is {card['pooling']}, this script sums")
     model = Dlrm(card["architecture"], rows)
     model.load_state_dict(weights)  # refuses names and shapes that differ
     dense, ids = read_rows(args.data, card)

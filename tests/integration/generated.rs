@@ -71,6 +71,41 @@ fn criteo_tsv_written_by_the_generator_trains() {
 }
 
 #[test]
+fn lists_of_ids_train_however_they_are_pooled() {
+    let at = tempfile::tempdir().expect("make folder");
+    let path = |name: &str| text(&at.path().join(name)).to_owned();
+    let data = "synthetic:scale=0.001,rows=600,seed=3";
+    let train = |name: &str, data: &str, more: &[&str]| {
+        let (ps, report) = (format!("embedded:{}", path(name)), path(&format!("{name}.json")));
+        let mut words = vec!["train", "--ps", &ps, "--data", data, "--mini-batch-size", "100"];
+        words.extend(["--arch-mlp-bot", "13-16-16", "--arch-mlp-top", "16-1"]);
+        words.extend(["--report", &report, "--report-losses"]);
+        words.extend(more);
+        succeed(WORKER, &words);
+        losses(&json(report.as_ref()))
+    };
+    let one = train("one", data, &[]);
+    assert_eq!(one, train("mean_of_one", data, &["--pooling", "mean"]));
+    let up_to = ["--num-indices-per-lookup", "4"];
+    let random = train("random", data, &up_to);
+    assert_eq!(random, train("spelled", &format!("{data},indices=1..4"), &[]));
+    let fixed = train("fixed", data, &[&up_to[..], &["--num-indices-per-lookup-fixed"]].concat());
+    let mean = train("mean", data, &[&up_to[..], &["--pooling", "mean"]].concat());
+    let saved = path("model");
+    let mlperf = ["--multi-hot-sizes", "mlperf", "--pooling", "mean", "--save-model", &saved];
+    let mlperf = train("mlperf", data, &mlperf);
+    let all = [&one, &random, &fixed, &mean, &mlperf];
+    assert!((1..all.len()).all(|i| all[..i].iter().all(|other| *other != all[i])));
+    let (cache, output) = (format!("cache:{}", path("c")), path("c"));
+    let words = ["cache", "--data", data, "--mini-batch-size", "100", "--output", &output];
+    succeed(WORKER, &[&words[..], &up_to].concat());
+    assert_eq!(mean, train("cached", &cache, &["--pooling", "mean"]));
+    let ps = format!("embedded:{}", path("mlperf"));
+    let eval = ["eval", "--ps", &ps, "--data", data, "--load-model", &saved];
+    succeed(WORKER, &[&eval[..], &["--multi-hot-sizes", "mlperf"]].concat());
+}
+
+#[test]
 fn a_generator_that_is_not_one_is_refused() {
     refuse(WORKER, &["generate", "--data", "criteo:x"], &["expected synthetic:"]);
     refuse(WORKER, &["generate", "--data", "synthetic:colour=red"], &["colour"]);

@@ -35,13 +35,16 @@ pub struct Distinct {
     pub inverse: Vec<Vec<u32>>,
 }
 
-/// The keys of one feature, for each row none, one or several.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The keys of one feature, for each row none, one or several, and how much each counts.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Jagged {
     /// The keys, row after row.
     pub values: Vec<Key>,
     /// Row r has `values[offsets[r]..offsets[r + 1]]`. [rows + 1]
     pub offsets: Vec<u32>,
+    /// The weight of each value, for weighted pooling; empty where the source has none, and each
+    /// counts once. [values] or []
+    pub weights: Vec<f32>,
 }
 
 impl Batch {
@@ -89,6 +92,12 @@ impl Jagged {
         &self.values[self.offsets[row] as usize..self.offsets[row + 1] as usize]
     }
 
+    /// The weights of one row; empty where there are none.
+    pub fn row_weights(&self, row: usize) -> &[f32] {
+        let span = self.offsets[row] as usize..self.offsets[row + 1] as usize;
+        if self.weights.is_empty() { &[] } else { &self.weights[span] }
+    }
+
     /// Ends a row after the values appended since the one before.
     pub(crate) fn end_row(&mut self) {
         // a batch is bounded to u32::MAX values before it is filled; see `reader`
@@ -98,16 +107,18 @@ impl Jagged {
     /// Forgets the values after the last ended row.
     pub(crate) fn undo_row(&mut self) {
         self.values.truncate(self.offsets[self.rows()] as usize);
+        self.weights.truncate(self.values.len());
     }
 
     pub(crate) fn clear(&mut self) {
         self.values.clear();
+        self.weights.clear();
         self.offsets.truncate(1);
     }
 }
 
 impl Default for Jagged {
     fn default() -> Self {
-        Self { values: Vec::new(), offsets: vec![0] }
+        Self { values: Vec::new(), offsets: vec![0], weights: Vec::new() }
     }
 }

@@ -47,8 +47,9 @@ pub(crate) struct ParquetRows {
 
 /// Where the columns of the schema are: in the file, for messages, and in the decoded stretch.
 struct Places {
-    file: Vec<usize>,    // label, dense, categorical
-    decoded: Vec<usize>, // the same
+    file: Vec<usize>,             // label, dense, categorical, weights
+    decoded: Vec<usize>,          // the same
+    weighted: Vec<Option<usize>>, // for each feature the role of its weights
 }
 
 impl ParquetRows {
@@ -60,21 +61,48 @@ impl ParquetRows {
             .map_err(Error::parquet(path))?;
         let fields = builder.schema().fields().clone();
         let names: Vec<String> = fields.iter().map(|field| field.name().clone()).collect();
-        let schema = choose_columns(path, &names, options)?;
+        // with weights asked for, their columns are no features; else they are refused as such
+        let is_weights = |name: &String| {
+            let feature = name.strip_suffix(Schema::WEIGHTS_SUFFIX).filter(|_| options.weights);
+            feature.is_some_and(|feature| names.iter().any(|other| other == feature))
+        };
+        let others: Vec<String> = names.iter().filter(|n| !is_weights(n)).cloned().collect();
+        let schema = choose_columns(path, &others, options)?;
         let rows_total = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
         if rows_total == 0 {
             return Err(Error::Empty { file: path.to_owned(), expected: "rows" });
         }
         let wanted = std::iter::once(&schema.label).chain(&schema.dense).chain(&schema.categorical);
-        let file_places: Vec<usize> =
+        let mut file_places: Vec<usize> =
             wanted.filter_map(|name| names.iter().position(|other| other == name)).collect();
         for (role, &place) in file_places.iter().enumerate() {
             check_type(path, &schema, role, fields[place].data_type())?;
         }
+        let mut weighted = vec![None; schema.categorical.len()];
+        for (name, role) in schema.categorical.iter().zip(&mut weighted) {
+            let name = format!("{name}{}", Schema::WEIGHTS_SUFFIX);
+            let place = names.iter().position(|other| options.weights && *other == name);
+            let Some(place) = place else { continue };
+            check_weights_type(path, &name, fields[place].data_type())?;
+            *role = Some(file_places.len());
+            file_places.push(place);
+        }
+        if options.weights && weighted.iter().all(Option::is_none) {
+            return Err(Error::Header {
+                file: path.to_owned(),
+                problem: format!(
+                    "weights are asked for, and no column is named as a categorical one with {:?} \
+                     behind it",
+                    Schema::WEIGHTS_SUFFIX
+                ),
+                columns: names.join(", "),
+            });
+        }
         let mut ascending = file_places.clone();
         ascending.sort_unstable();
         let decoded = file_places.iter().map(|place| ascending.partition_point(|p| p < place));
-        let places = Places { decoded: decoded.collect(), file: file_places };
+        let decoded = decoded.collect();
+        let places = Places { decoded, file: file_places, weighted };
         let mask = ProjectionMask::roots(builder.parquet_schema(), ascending);
         let decoder = builder
             .with_projection(mask)
@@ -106,19 +134,23 @@ impl ParquetRows {
             file: self.path.clone(),
             source: parquet::errors::ParquetError::ArrowError(error.to_string()),
         })?;
-        self.stretch = Some(Stretch::new(&decoded, &self.places.decoded, self.schema.dense.len()));
+        self.stretch = Some(Stretch::new(&decoded, &self.places, self.schema.dense.len()));
         Ok(true)
     }
 
     #[cold]
     fn error(&self, fault: Fault) -> Error {
         let label = std::iter::once(&self.schema.label);
-        let mut names = label.chain(&self.schema.dense).chain(&self.schema.categorical);
+        let names = label.chain(&self.schema.dense).chain(&self.schema.categorical).cloned();
+        let features = self.schema.categorical.iter().zip(&self.places.weighted);
+        let weights = features.filter(|(_, role)| role.is_some());
+        let weights = weights.map(|(name, _)| format!("{name}{}", Schema::WEIGHTS_SUFFIX));
+        let mut names = names.chain(weights);
         Error::Value {
             file: self.path.clone(),
             place: Place::Row(self.index),
             column: self.places.file[fault.role] + 1,
-            name: names.nth(fault.role).cloned().unwrap_or_default(),
+            name: names.nth(fault.role).unwrap_or_default(),
             found: fault.found,
             expected: fault.expected,
         }
@@ -160,7 +192,7 @@ impl Rows for ParquetRows {
     }
 }
 
-/// A value that its column may not hold; `role` counts label, dense, categorical.
+/// A value that its column may not hold; `role` counts label, dense, categorical, weights.
 struct Fault {
     role: usize,
     found: String,
@@ -176,13 +208,18 @@ struct Stretch {
 }
 
 impl Stretch {
-    fn new(decoded: &RecordBatch, places: &[usize], dense: usize) -> Self {
-        let column = |role: usize| decoded.column(places[role]);
+    fn new(decoded: &RecordBatch, places: &Places, dense: usize) -> Self {
+        let column = |role: usize| decoded.column(places.decoded[role]);
+        let features = places.weighted.iter().enumerate();
+        let categorical = features.map(|(feature, weights)| {
+            let weights = weights.map(|role| Weights::new(role, column(role)));
+            Bags::new(column(1 + dense + feature), weights)
+        });
         Self {
             rows: decoded.num_rows(),
             label: Floats::new(column(0)),
             dense: (1..=dense).map(|role| Floats::new(column(role))).collect(),
-            categorical: (1 + dense..places.len()).map(|role| Bags::new(column(role))).collect(),
+            categorical: categorical.collect(),
         }
     }
 
@@ -213,10 +250,15 @@ impl Stretch {
         }
         for (feature, bags) in self.categorical.iter().enumerate() {
             let jagged = &mut batch.features[feature];
-            if let Err((found, expected)) = bags.append(row, max_ind_range, jagged) {
+            let role = 1 + self.dense.len() + feature;
+            let appended = bags.append(row, max_ind_range, jagged);
+            let appended = appended.map_err(|(found, expected)| (role, found, expected));
+            if let Err((role, found, expected)) =
+                appended.and_then(|ids| bags.append_weights(row, ids, jagged))
+            {
                 dense.truncate(dense_before);
                 batch.features[..=feature].iter_mut().for_each(Jagged::undo_row);
-                return fault(1 + self.dense.len() + feature, found, expected);
+                return fault(role, found, expected);
             }
         }
         batch.features.iter_mut().for_each(Jagged::end_row);
@@ -266,6 +308,15 @@ struct Bags {
     offsets: Option<Vec<usize>>, // of lists
     lists: ArrayRef,             // for the nulls of lists
     ids: Ids,
+    weights: Option<Weights>,
+}
+
+/// A column of weights: a number where its feature has one id a row, else a list of them.
+struct Weights {
+    role: usize,
+    offsets: Option<Vec<usize>>, // of lists
+    lists: ArrayRef,             // for the nulls of lists
+    values: Floats,
 }
 
 enum Ids {
@@ -274,36 +325,21 @@ enum Ids {
 }
 
 impl Bags {
-    fn new(array: &ArrayRef) -> Self {
+    fn new(array: &ArrayRef, weights: Option<Weights>) -> Self {
         let lists = ArrayRef::clone(array);
-        let (offsets, elements) = match array.data_type() {
-            DataType::List(_) => {
-                let list = array.as_list::<i32>();
-                let offsets = list.value_offsets().iter().map(|&offset| offset as usize);
-                (Some(offsets.collect()), ArrayRef::clone(list.values()))
-            }
-            DataType::LargeList(_) => {
-                let list = array.as_list::<i64>();
-                let offsets = list.value_offsets().iter().map(|&offset| offset as usize);
-                (Some(offsets.collect()), ArrayRef::clone(list.values()))
-            }
-            _ => (None, ArrayRef::clone(array)),
-        };
-        Self { offsets, lists, ids: Ids::new(elements) }
+        let (offsets, elements) = elements(array);
+        Self { offsets, lists, ids: Ids::new(elements), weights }
     }
 
-    /// Appends the keys of one row, without ending it.
+    /// Appends the keys of one row, without ending it, and tells how many.
     fn append(
         &self,
         row: usize,
         max_ind_range: Option<u64>,
         jagged: &mut Jagged,
-    ) -> std::result::Result<(), (String, &'static str)> {
-        let places = match &self.offsets {
-            None => row..row + 1,
-            Some(_) if self.lists.is_null(row) => 0..0,
-            Some(offsets) => offsets[row]..offsets[row + 1],
-        };
+    ) -> std::result::Result<usize, (String, &'static str)> {
+        let places = span(self.offsets.as_deref(), &self.lists, row);
+        let ids = places.len();
         if jagged.values.len() + places.len() >= u32::MAX as usize {
             let found = format!("{} ids after {}", places.len(), jagged.values.len());
             return Err((found, "fewer than 2^32 ids of a feature in a batch"));
@@ -311,7 +347,65 @@ impl Bags {
         for place in places {
             jagged.values.push(self.ids.key(place, max_ind_range)?);
         }
+        Ok(ids)
+    }
+
+    /// Appends the weights of one row's keys, of which there are `ids`. What is wrong comes with its
+    /// role.
+    fn append_weights(
+        &self,
+        row: usize,
+        ids: usize,
+        jagged: &mut Jagged,
+    ) -> std::result::Result<(), (usize, String, &'static str)> {
+        let Some(Weights { role, offsets, lists, values }) = &self.weights else { return Ok(()) };
+        let places = span(offsets.as_deref(), lists, row);
+        if places.len() != ids {
+            let found = format!("{} weights of {ids} ids", places.len());
+            return Err((*role, found, "a weight for each id"));
+        }
+        for place in places {
+            // f32 may overflow where f64 did not
+            match values.get(place).map(|weight| weight as f32) {
+                Some(weight) if weight.is_finite() => jagged.weights.push(weight),
+                Some(weight) => return Err((*role, weight.to_string(), "a finite weight")),
+                None => return Err((*role, "null".to_owned(), "a finite weight")),
+            }
+        }
         Ok(())
+    }
+}
+
+impl Weights {
+    fn new(role: usize, array: &ArrayRef) -> Self {
+        let (offsets, elements) = elements(array);
+        Self { role, offsets, lists: ArrayRef::clone(array), values: Floats::new(&elements) }
+    }
+}
+
+/// The offsets of a column of lists, and what its lists hold; of any other column, itself.
+fn elements(array: &ArrayRef) -> (Option<Vec<usize>>, ArrayRef) {
+    match array.data_type() {
+        DataType::List(_) => {
+            let list = array.as_list::<i32>();
+            let offsets = list.value_offsets().iter().map(|&offset| offset as usize);
+            (Some(offsets.collect()), ArrayRef::clone(list.values()))
+        }
+        DataType::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            let offsets = list.value_offsets().iter().map(|&offset| offset as usize);
+            (Some(offsets.collect()), ArrayRef::clone(list.values()))
+        }
+        _ => (None, ArrayRef::clone(array)),
+    }
+}
+
+/// Where the elements of a row are; a list that is null has none.
+fn span(offsets: Option<&[usize]>, lists: &ArrayRef, row: usize) -> std::ops::Range<usize> {
+    match offsets {
+        None => row..row + 1,
+        Some(_) if lists.is_null(row) => 0..0,
+        Some(offsets) => offsets[row]..offsets[row + 1],
     }
 }
 
@@ -368,6 +462,24 @@ fn string_bytes(array: &ArrayRef, place: usize) -> &[u8] {
         DataType::LargeBinary => array.as_binary::<i64>().value(place),
         other => unreachable!("{other} was refused when the file was opened"),
     }
+}
+
+fn check_weights_type(path: &Path, name: &str, found: &DataType) -> Result<()> {
+    use DataType as T;
+    let element = match found {
+        T::List(element) | T::LargeList(element) => element.data_type(),
+        other => other,
+    };
+    if element.is_integer() || matches!(element, T::Float32 | T::Float64) {
+        return Ok(());
+    }
+    Err(Error::Header {
+        file: path.to_owned(),
+        problem: format!(
+            "column {name:?} has the type {found}, expected weights: numbers or lists"
+        ),
+        columns: shown(name.as_bytes()),
+    })
 }
 
 fn check_type(path: &Path, schema: &Schema, role: usize, found: &DataType) -> Result<()> {

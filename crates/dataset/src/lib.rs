@@ -40,7 +40,7 @@ pub use options::{BadRows, DenseColumns, ReadOptions, RowSelection, Schema};
 pub use reader::{Reader, fit_standardisation, fit_transform, open};
 pub use shuffle::Shuffle;
 pub use source::Source;
-pub use synthetic::{Bayes, Generator, RowBlock, SyntheticSpec};
+pub use synthetic::{Bayes, Generator, Lookups, RowBlock, SyntheticSpec};
 pub use text::{LINE_BYTES_MAX, token_key};
 pub use transform::{DenseTransform, Standardisation, TransformKind};
 pub use unique::{Unique, unique};

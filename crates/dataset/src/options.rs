@@ -36,6 +36,10 @@ pub struct ReadOptions {
     /// Without it a token's key is its 64-bit hash, an integer id is its own key, and a missing
     /// token is the empty token, which has a key and so a row like any other.
     pub max_ind_range: Option<u64>,
+    /// Reads a weight for each categorical value, from columns that stand beside the categorical
+    /// ones under their names with [`Schema::WEIGHTS_SUFFIX`]. Only Parquet, and caches written of
+    /// it, have such; a feature without one has no weights, all features without one are an error.
+    pub weights: bool,
     /// What becomes of a row that can't be read.
     pub bad_rows: BadRows,
     /// Gives rows out in a random order; without it, in the order of the source.
@@ -59,6 +63,7 @@ impl ReadOptions {
             dense_transform: DenseTransform::None,
             missing_indicator: false,
             max_ind_range: None,
+            weights: false,
             bad_rows: BadRows::Error,
             shuffle: None,
             batches_max: None,
@@ -121,6 +126,9 @@ pub struct Schema {
 }
 
 impl Schema {
+    /// What the name of a column of weights has behind that of its feature.
+    pub const WEIGHTS_SUFFIX: &str = "_weights";
+
     /// Criteo's columns: `label`, `I1`..`I13`, `C1`..`C26`.
     pub fn criteo() -> Self {
         Self {

@@ -42,6 +42,13 @@ pub fn open(source: &Source, options: &ReadOptions) -> Result<Reader> {
             expected: "1 or more".to_owned(),
         });
     }
+    if options.weights && !matches!(source, Source::Parquet { .. } | Source::Cache { .. }) {
+        return Err(Error::Argument {
+            what: "data source",
+            found: source.to_string(),
+            expected: "parquet:PATH, or a cache of it: no other source has weights".to_owned(),
+        });
+    }
     let (rows, schema): (Box<dyn Rows + Send>, Schema) = match source {
         Source::Cache { path } => return Ok(Reader::cached(CachedBatches::open(path, options)?)),
         Source::Criteo { path } => boxed(TextRows::criteo(path, options)?),

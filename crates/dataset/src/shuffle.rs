@@ -68,6 +68,7 @@ impl Rows for ShuffledRows {
                 dense.extend_from_slice(&self.dense[row * columns..(row + 1) * columns]);
                 for (to, from) in batch.features.iter_mut().zip(&self.window.features) {
                     to.values.extend_from_slice(from.row(row));
+                    to.weights.extend_from_slice(from.row_weights(row));
                     to.end_row();
                 }
             }

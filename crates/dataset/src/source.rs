@@ -101,6 +101,8 @@ mod tests {
             "cache:day_0.cache",
             "synthetic:scale=0.01,rows=4000000,seed=1",
             "synthetic:scale=0.5,rows=10,seed=7,test-rows=3",
+            "synthetic:scale=0.5,rows=10,seed=7,indices=1..5",
+            "synthetic:scale=0.5,rows=10,seed=7,test-rows=3,indices=mlperf",
         ] {
             let source: Source = text.parse().unwrap();
             assert_eq!(source.to_string(), text);

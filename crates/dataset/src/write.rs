@@ -6,6 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arrow_array::builder::{Int64Builder, ListBuilder};
 use arrow_array::{ArrayRef, Float32Array, Int64Array, RecordBatch};
 use arrow_schema::{DataType, Field};
 use flate2::Compression;
@@ -16,7 +17,9 @@ use parquet::file::properties::WriterProperties;
 use rayon::prelude::*;
 
 use crate::synthetic::selected_rows;
-use crate::{Error, Generator, Result, RowBlock, RowSelection, Schema, Source, SyntheticSpec};
+use crate::{
+    Error, Generator, Lookups, Result, RowBlock, RowSelection, Schema, Source, SyntheticSpec,
+};
 
 const CHUNK_ROWS: usize = 1 << 16;
 const BLOCK_ROWS: usize = 4096;
@@ -50,7 +53,7 @@ pub fn write_criteo_tsv(
 }
 
 /// Writes the selected rows as Parquet: `label` as a float, counts and ids as 64-bit integers, null
-/// where missing.
+/// where missing. Where rows have several ids, they are lists of them, and a missing one is 0.
 pub fn write_parquet(spec: &SyntheticSpec, selection: RowSelection, path: &Path) -> Result<u64> {
     let generator = Generator::new(spec)?;
     let partial = partial(path);
@@ -59,7 +62,8 @@ pub fn write_parquet(spec: &SyntheticSpec, selection: RowSelection, path: &Path)
         .set_compression(ParquetCompression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(CHUNK_ROWS))
         .build();
-    let schema = Arc::new(arrow_schema(&spec.schema()));
+    let several = spec.lookups != Lookups::One;
+    let schema = Arc::new(arrow_schema(&spec.schema(), several));
     let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))
         .map_err(Error::parquet(path))?;
     let mut written = 0;
@@ -71,6 +75,9 @@ pub fn write_parquet(spec: &SyntheticSpec, selection: RowSelection, path: &Path)
             break;
         }
         generator.fill(&mut block);
+        if several {
+            generator.fill_bags(&mut block);
+        }
         written += block.rows.len() as u64;
         let batch = RecordBatch::try_new(Arc::clone(&schema), columns(&generator, &block))
             .map_err(|error| Error::parquet(path)(error.into()))?;
@@ -81,11 +88,13 @@ pub fn write_parquet(spec: &SyntheticSpec, selection: RowSelection, path: &Path)
     Ok(written)
 }
 
-fn arrow_schema(schema: &Schema) -> arrow_schema::Schema {
+fn arrow_schema(schema: &Schema, several: bool) -> arrow_schema::Schema {
     let label = Field::new(&schema.label, DataType::Float32, false);
-    let others = schema.dense.iter().chain(&schema.categorical);
-    let others = others.map(|name| Field::new(name, DataType::Int64, true));
-    arrow_schema::Schema::new(std::iter::once(label).chain(others).collect::<Vec<_>>())
+    let dense = schema.dense.iter().map(|name| Field::new(name, DataType::Int64, true));
+    let ids = if several { DataType::new_list(DataType::Int64, true) } else { DataType::Int64 };
+    let categorical = schema.categorical.iter().map(|name| Field::new(name, ids.clone(), true));
+    let fields = std::iter::once(label).chain(dense).chain(categorical);
+    arrow_schema::Schema::new(fields.collect::<Vec<_>>())
 }
 
 fn columns(generator: &Generator, block: &RowBlock) -> Vec<ArrayRef> {
@@ -97,12 +106,25 @@ fn columns(generator: &Generator, block: &RowBlock) -> Vec<ArrayRef> {
         columns.push(Arc::new(counts.collect::<Int64Array>()));
     }
     for feature in 0..schema.categorical.len() {
+        if generator.spec().lookups != Lookups::One {
+            columns.push(lists(block.bags(feature)));
+            continue;
+        }
         let gaps = generator.has_missing(feature);
         let ids = block.ids(feature).iter();
         let ids = ids.map(|&id| (id > 0 || !gaps).then_some(id as i64));
         columns.push(Arc::new(ids.collect::<Int64Array>()));
     }
     columns
+}
+
+fn lists((ids, offsets): (&[u64], &[u32])) -> ArrayRef {
+    let mut lists = ListBuilder::new(Int64Builder::new());
+    for row in offsets.windows(2) {
+        let ids = &ids[row[0] as usize..row[1] as usize];
+        lists.append_value(ids.iter().map(|&id| Some(id as i64)));
+    }
+    Arc::new(lists.finish())
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -118,6 +140,13 @@ fn write_text(
     text: Text,
     out: &mut dyn Write,
 ) -> Result<std::io::Result<u64>> {
+    if spec.lookups != Lookups::One {
+        return Err(Error::Argument {
+            what: "synthetic indices",
+            found: spec.lookups.to_string(),
+            expected: "1 for text, which has one id in a column; or parquet:PATH".to_owned(),
+        });
+    }
     let generator = Generator::new(spec)?;
     Ok(write_lines(&generator, selection, text, out))
 }

@@ -87,6 +87,30 @@ fn the_batches_are_those_of_the_source() {
 }
 
 #[test]
+fn lists_of_ids_come_back_from_a_cache_and_from_parquet() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cache");
+    for indices in ["1..5", "mlperf"] {
+        let spec = format!("synthetic:scale=0.0005,rows={ROWS},seed=5,indices={indices}");
+        let source: Source = spec.parse().unwrap();
+        let bare = |batch: Batch| Batch { distinct: Distinct::default(), ..batch };
+        let bare_all = |batches: Vec<Batch>| batches.into_iter().map(bare).collect::<Vec<_>>();
+        let plain = bare_all(read(&source, &options()).unwrap());
+        assert!(plain[0].features[20].values.len() > BATCH_ROWS);
+        write_cache(&source, &options(), &path, &mut |_| true).unwrap().unwrap();
+        let from_cache = read(&cached(&path), &options()).unwrap();
+        assert!(plain == bare_all(from_cache));
+        let parquet = Source::Parquet { path: dir.path().join("a.parquet") };
+        let Source::Synthetic(spec) = &source else { unreachable!() };
+        dataset::write(spec, RowSelection::All, &parquet).unwrap();
+        assert!(plain == bare_all(read(&parquet, &options()).unwrap()));
+        let text = Source::Tsv { path: dir.path().join("a.tsv") };
+        let error = dataset::write(spec, RowSelection::All, &text).unwrap_err();
+        assert!(error.to_string().contains("one id in a column"), "{error}");
+    }
+}
+
+#[test]
 fn the_same_data_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = ["a", "b"].map(|name| {
@@ -199,10 +223,14 @@ fn a_flipped_bit_a_cut_and_an_added_byte_are_told_wherever_they_are() {
     refused(&[&sound[..], &[0]].concat(), "a byte more");
     let text = refused("1\t2\t3\n".repeat(20).as_bytes(), "text");
     assert!(text.contains("this is not a cache"), "{text}");
+    let mut older = sound.clone();
+    older[8] = 1;
+    let text = refused(&older, "older");
+    assert!(text.contains("version 1, expected version 2: write the cache anew"), "{text}");
     let mut newer = sound.clone();
-    newer[8] = 2;
+    newer[8] = 3;
     let text = refused(&newer, "newer");
-    assert!(text.contains("byte 8: found version 2, expected version 1"), "{text}");
+    assert!(text.contains("byte 8: found version 3, expected version 2"), "{text}");
 }
 
 #[test]

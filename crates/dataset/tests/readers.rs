@@ -8,12 +8,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow_array::builder::{Int64Builder, ListBuilder, StringBuilder};
+use arrow_array::builder::{Float64Builder, Int64Builder, ListBuilder, StringBuilder};
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt64Array};
 use dataset::{
     BadRows, Batch, DenseColumns, DenseTransform, Error, LINE_BYTES_MAX, Place, ReadOptions,
-    Reader, RowSelection, Schema, Source, TransformKind, fit_standardisation, fit_transform, open,
-    token_key,
+    Reader, RowSelection, Schema, Shuffle, Source, TransformKind, fit_standardisation,
+    fit_transform, open, token_key, write_cache,
 };
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -425,6 +425,84 @@ fn parquet_ids_strings_and_lists_become_keys() {
     let batch = one(&source, &options);
     assert_eq!(column(&batch, 2), [3, 0, 4]);
     assert_eq!(column(&batch, 1), [token_key(b"x").0 % 5, 0, 0]);
+}
+
+#[test]
+fn parquet_weights_stand_beside_their_ids_wherever_they_go() {
+    let dir = TempDir::new().unwrap();
+    let lists = |rows: &[Option<Vec<i64>>]| -> ArrayRef {
+        let mut lists = ListBuilder::new(Int64Builder::new());
+        rows.iter()
+            .for_each(|row| lists.append_option(row.clone().map(|r| r.into_iter().map(Some))));
+        Arc::new(lists.finish())
+    };
+    let weights = |rows: &[&[Option<f64>]]| -> ArrayRef {
+        let mut lists = ListBuilder::new(Float64Builder::new());
+        rows.iter().for_each(|row| lists.append_value(row.iter().copied()));
+        Arc::new(lists.finish())
+    };
+    let labels = || -> ArrayRef { Arc::new(Int64Array::from(vec![1, 0, 1])) };
+    let ids = lists(&[Some(vec![3, 3, 9]), None, Some(vec![4])]);
+    let file = |of_c1: ArrayRef| {
+        let single: ArrayRef = Arc::new(Int64Array::from(vec![7, 8, 9]));
+        let of_c2: ArrayRef = Arc::new(Float64Array::from(vec![0.25, -1.0, 0.0]));
+        let columns = vec![
+            ("label", labels()),
+            ("C1", ArrayRef::clone(&ids)),
+            ("C1_weights", of_c1),
+            ("C2", ArrayRef::clone(&single)),
+            ("C2_weights", of_c2),
+            ("C3", single),
+        ];
+        parquet_file(&dir, columns)
+    };
+    let sound = || weights(&[&[Some(0.5), Some(2.0), Some(-1.5)], &[], &[Some(3.0)]]);
+    let weighted = ReadOptions { weights: true, ..ReadOptions::new(3) };
+    let source = file(sound());
+    let batch = one(&source, &weighted);
+    assert_eq!(column(&batch, 0), [3, 3, 9, 4]);
+    assert_eq!(batch.features[0].weights, [0.5, 2.0, -1.5, 3.0]);
+    assert_eq!(batch.features[0].row_weights(2), [3.0]);
+    assert_eq!(batch.features[1].weights, [0.25, -1.0, 0.0]);
+    assert!(batch.features[2].weights.is_empty() && batch.features.len() == 3);
+    // shuffled, and through a cache
+    let shuffle = Some(Shuffle { window_rows: 3, seed: 2 });
+    let options = ReadOptions { shuffle, ..weighted.clone() };
+    let shuffled = one(&source, &options);
+    for row in 0..3 {
+        let feature = &shuffled.features[0];
+        let expected: &[f32] = match feature.row(row).len() {
+            3 => &[0.5, 2.0, -1.5],
+            1 => &[3.0],
+            _ => &[],
+        };
+        assert_eq!(feature.row_weights(row), expected);
+    }
+    let path = dir.path().join("a.cache");
+    write_cache(&source, &weighted, &path, &mut |_| true).unwrap().unwrap();
+    let cache = Source::Cache { path };
+    assert!(one(&cache, &weighted).features == batch.features);
+    let error = read(&cache, &ReadOptions::new(3)).unwrap_err().to_string();
+    assert!(error.contains("\"without weights\": expected with weights"), "{error}");
+    // not asked for: a column of floats is no feature
+    assert!(read(&source, &ReadOptions::new(3)).is_err());
+    for (of_c1, expected) in [
+        (weights(&[&[Some(0.5)], &[], &[Some(3.0)]]), "1 weights of 3 ids"),
+        (weights(&[&[Some(0.5), None, None], &[], &[Some(3.0)]]), "null"),
+        (weights(&[&[Some(1e300), None, None], &[], &[Some(3.0)]]), "a finite weight"),
+    ] {
+        let source = file(of_c1);
+        let error = read(&source, &weighted).unwrap_err().to_string();
+        assert!(error.contains("C1_weights") && error.contains(expected), "{error}");
+        let skip = ReadOptions { bad_rows: BadRows::Skip { rows_max: 1 }, ..weighted.clone() };
+        let batch = one(&source, &skip);
+        assert_eq!((batch.rows(), &batch.features[0].weights[..]), (2, &[3.0][..]));
+    }
+    let bare = parquet_file(&dir, vec![("label", labels()), ("C1", ids)]);
+    let error = read(&bare, &weighted).unwrap_err().to_string();
+    assert!(error.contains("weights are asked for"), "{error}");
+    let error = read(&flights(), &weighted).unwrap_err().to_string();
+    assert!(error.contains("no other source has weights"), "{error}");
 }
 
 #[test]

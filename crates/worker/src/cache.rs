@@ -24,7 +24,7 @@ pub fn cache_command(args: &CacheArgs, stop: &AtomicBool) -> Result<String> {
     read.shuffle = (window_rows > 0).then_some(Shuffle { window_rows, seed });
     let mut progress = Progress::new("cache", None);
     let mut shown = 0;
-    let written = dataset::write_cache(&args.data.data, &read, &args.output, &mut |rows| {
+    let written = dataset::write_cache(&args.data.source()?, &read, &args.output, &mut |rows| {
         progress.advance(rows - shown, String::new);
         shown = rows;
         !stop.load(Ordering::Relaxed)

@@ -7,11 +7,14 @@ use dataset::{DenseTransform, Schema};
 use dlrm::{Architecture, DenseOptimizer};
 use serde::{Deserialize, Serialize};
 
+use crate::cli::Pooling;
 use crate::report::write_whole;
 use crate::{Error, Result};
 
-/// The format that this program writes and reads.
-pub(crate) const FORMAT: u32 = 1;
+/// The format of a model that sums the rows of a list.
+const FORMAT_SUM: u32 = 1;
+/// The same with any other pooling: a program that knows format 1 alone would sum.
+const FORMAT_POOLING: u32 = 2;
 const FILE: &str = "model.json";
 
 /// A model without its weights.
@@ -24,6 +27,9 @@ pub(crate) struct Card {
     pub dense_transform: DenseTransform,
     pub missing_indicator: bool,
     pub max_ind_range: Option<u64>,
+    /// Absent in older models: sum.
+    #[serde(default)]
+    pub pooling: Pooling,
     /// Rows of each table, where known: ids are then 0 to rows-1.
     pub embedding_rows: Option<Vec<u64>>,
     pub dense_optimizer: DenseOptimizer,
@@ -32,17 +38,26 @@ pub(crate) struct Card {
     pub steps: u64,
 }
 
+/// The format of a model that pools so.
+pub(crate) fn format_of(pooling: Pooling) -> u32 {
+    match pooling {
+        Pooling::Sum => FORMAT_SUM,
+        Pooling::Mean | Pooling::Weighted => FORMAT_POOLING,
+    }
+}
+
 impl Card {
     pub(crate) fn load(folder: &Path) -> Result<Card> {
         let path = folder.join(FILE);
         let text = std::fs::read_to_string(&path).map_err(Error::file("read model", &path))?;
         let card: Card = serde_json::from_str(&text)
             .map_err(|error| Error::Input(format!("{}: {error}", path.display())))?;
-        if card.format != FORMAT {
-            let found = card.format;
+        if card.format != format_of(card.pooling) {
+            let (found, pooling) = (card.format, card.pooling);
             let path = path.display();
             return Err(Error::Input(format!(
-                "{path}: the model has format {found}, this program reads format {FORMAT}"
+                "{path}: the model has format {found} with pooling {pooling:?}, this program reads \
+                 format {FORMAT_SUM} with Sum and {FORMAT_POOLING} with others"
             )));
         }
         Ok(card)

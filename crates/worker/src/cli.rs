@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use dataset::{BadRows, DenseColumns, RowSelection, Source, TransformKind};
+use dataset::{BadRows, DenseColumns, Lookups, RowSelection, Source, TransformKind};
+use serde::{Deserialize, Serialize};
 use table::{Admission, Expiry, units};
 
 /// Trains and runs a DLRM whose embedding tables live in embedding-ps.
@@ -31,6 +32,9 @@ Examples:
     dlrm-worker cache --data criteo:day_0.gz --mini-batch-size 2048 --output day_0.cache
     dlrm-worker train --ps embedded:runs/ps --data cache:day_0.cache --mini-batch-size 2048 \\
         --nepochs 3
+  Lists of ids (multi-hot), generated in MLPerf's sizes, each list pooled to its mean:
+    dlrm-worker train --ps embedded:runs/ps --data synthetic:rows=100000 \\
+        --multi-hot-sizes mlperf --pooling mean
   Criteo's own files, as facebookresearch/dlrm trains them, through a server:
     embedding-ps --data-dir /data/ps --host-ram 8GiB &
     dlrm-worker train --ps http://127.0.0.1:7070 --data criteo:day_0.gz \\
@@ -114,6 +118,34 @@ pub struct DataArgs {
     /// Malformed rows: "error", or "skip:N" to count and pass over up to N
     #[arg(long, default_value = "error")]
     pub bad_rows: BadRows,
+    /// How many ids generated rows have.
+    #[command(flatten)]
+    pub lookups: LookupArgs,
+}
+
+/// How many ids of a feature generated rows have; for `synthetic:` alone.
+#[derive(Debug, Args)]
+pub struct LookupArgs {
+    /// Generated data: ids of each feature in a row, a random number from 1 to this
+    #[arg(long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(Lookups::MAX)))]
+    pub num_indices_per_lookup: Option<u32>,
+    /// Generated data: exactly --num-indices-per-lookup ids, not a random number
+    #[arg(long, value_name = "BOOL", requires = "num_indices_per_lookup")]
+    #[arg(num_args = 0..=1, default_missing_value = "true")]
+    #[arg(value_parser = clap::builder::BoolishValueParser::new())]
+    pub num_indices_per_lookup_fixed: Option<bool>,
+    /// Generated data: for each feature as many ids as a data set has. mlperf: 1 to 100, as in
+    /// MLPerf's multi-hot Criteo data, 214 in all
+    #[arg(long, conflicts_with = "num_indices_per_lookup")]
+    pub multi_hot_sizes: Option<MultiHotSizes>,
+}
+
+/// `--multi-hot-sizes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MultiHotSizes {
+    /// 3,2,1,2,6,1,1,1,1,7,3,8,1,6,9,5,1,1,1,12,100,27,10,3,1,1
+    Mlperf,
 }
 
 /// How columns become features. Kept with the model, so only `train` asks.
@@ -133,6 +165,23 @@ pub struct FeatureArgs {
     /// Take categorical ids modulo this, as facebookresearch/dlrm does; else keys have 64 bits
     #[arg(long, value_name = "N")]
     pub max_ind_range: Option<u64>,
+    /// How the rows of a list of ids become one vector. weighted: each times its weight, from
+    /// columns of numbers named as their feature with _weights behind it (Parquet: C1_weights)
+    #[arg(long, default_value = "sum")]
+    pub pooling: Pooling,
+}
+
+/// `--pooling`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Their sum.
+    #[default]
+    Sum,
+    /// Their sum, divided by how many they are.
+    Mean,
+    /// The sum of each times its weight.
+    Weighted,
 }
 
 /// The network.
@@ -362,6 +411,9 @@ pub struct GenerateArgs {
     /// synthetic:NAME=VALUE,...
     #[arg(long)]
     pub data: Source,
+    /// How many ids its rows have.
+    #[command(flatten)]
+    pub lookups: LookupArgs,
     /// Where to: criteo:PATH[.gz] | tsv:PATH[.gz] | parquet:PATH; without it only the best quality
     /// is told
     #[arg(long)]
@@ -422,6 +474,42 @@ pub enum DenseOptimizerName {
     Adagrad,
     /// Adam.
     Adam,
+}
+
+impl DataArgs {
+    /// What to read, with as many ids in generated rows as are asked for.
+    pub(crate) fn source(&self) -> crate::Result<Source> {
+        self.lookups.apply(&self.data)
+    }
+}
+
+impl LookupArgs {
+    /// The source with as many ids in its rows as are asked for. Only generated data can have
+    /// others than it has.
+    pub(crate) fn apply(&self, source: &Source) -> crate::Result<Source> {
+        let fixed = self.num_indices_per_lookup_fixed.unwrap_or(false);
+        let asked = match (self.num_indices_per_lookup, self.multi_hot_sizes) {
+            (None, None) => return Ok(source.clone()),
+            (Some(1), _) => Lookups::One,
+            (Some(ids), _) if fixed => Lookups::Exactly(ids),
+            (Some(ids), _) => Lookups::UpTo(ids),
+            (None, Some(MultiHotSizes::Mlperf)) => Lookups::Mlperf,
+        };
+        let Source::Synthetic(spec) = source else {
+            return Err(crate::Error::Input(format!(
+                "--data {source}: expected synthetic:... with --num-indices-per-lookup or \
+                 --multi-hot-sizes, for other data has the ids that it has"
+            )));
+        };
+        if spec.lookups != Lookups::One && spec.lookups != asked {
+            return Err(crate::Error::Input(format!(
+                "--data {source}: expected indices={asked}, as the flags have it, or none"
+            )));
+        }
+        let mut spec = spec.clone();
+        spec.lookups = asked;
+        Ok(Source::Synthetic(spec))
+    }
 }
 
 impl Command {

@@ -7,7 +7,7 @@ use dlrm::{Model, PredictInput};
 use table::{RowStatus, TableId};
 use wire::{Code, Session};
 
-use crate::cli::EvalArgs;
+use crate::cli::{EvalArgs, Pooling};
 use crate::pipeline::Staged;
 use crate::progress::Progress;
 use crate::quality::{Quality, Scores};
@@ -22,12 +22,13 @@ const LOOKUPS_AHEAD: usize = 2;
 /// Evaluates a saved model.
 pub fn evaluate_command(args: &EvalArgs, session: &dyn Session) -> Result<(Report, String)> {
     let mut inference = Inference::begin(&args.model, &args.data, session)?;
-    let reader = dataset::open(&args.data.data, &inference.read)?;
-    let quality = evaluate(reader, &inference.tables, session, &mut inference.model)?;
+    let reader = dataset::open(&inference.source, &inference.read)?;
+    let (model, pooling) = (&mut inference.model, inference.card.pooling);
+    let quality = evaluate(reader, &inference.tables, session, model, pooling)?;
     let mut report = Report {
         command: "eval",
         quality: Some(quality),
-        bayes: bayes_of(&args.data.data, &inference.read)?,
+        bayes: bayes_of(&inference.source, &inference.read)?,
         threads: inference.threads,
         seed: inference.card.seed,
         ..Report::default()
@@ -46,12 +47,14 @@ pub(crate) fn evaluate(
     tables: &[TableId],
     session: &dyn Session,
     model: &mut Model,
+    pooling: Pooling,
 ) -> Result<Quality> {
     let mut scores = Scores::new();
-    let rows = for_each_prediction(reader, tables, session, model, |probabilities, labels| {
+    let add = |probabilities: &[f32], labels: &[f32]| {
         scores.add(probabilities, labels);
         Ok(())
-    })?;
+    };
+    let rows = for_each_prediction(reader, tables, session, model, pooling, add)?;
     if rows == 0 {
         return Err(Error::Input(
             "no row to evaluate: the selected part of the data is empty".into(),
@@ -66,6 +69,7 @@ pub(crate) fn for_each_prediction(
     tables: &[TableId],
     session: &dyn Session,
     model: &mut Model,
+    pooling: Pooling,
     mut each: impl FnMut(&[f32], &[f32]) -> Result<()>,
 ) -> Result<u64> {
     let dim = model.architecture().sparse_feature_size;
@@ -79,7 +83,7 @@ pub(crate) fn for_each_prediction(
         let mut probabilities = Vec::new();
         for looked_up in ready.iter() {
             let looked_up: LookedUp = looked_up?;
-            let features = feature_rows(&looked_up.staged);
+            let features = feature_rows(&looked_up.staged, pooling);
             let batch = &looked_up.staged.batch;
             let input =
                 PredictInput { dense: &batch.dense, rows: &looked_up.rows, features: &features };

@@ -10,7 +10,8 @@ use crate::{Error, Result};
 
 /// Generates as `args` say and returns the lines for a person.
 pub fn generate_command(args: &GenerateArgs) -> Result<String> {
-    let Source::Synthetic(spec) = &args.data else {
+    let source = args.lookups.apply(&args.data)?;
+    let Source::Synthetic(spec) = &source else {
         return Err(Error::Input(format!(
             "--data {}: expected synthetic:NAME=VALUE,...",
             args.data

@@ -14,18 +14,20 @@ use crate::{Error, Result};
 /// Predicts as `args` say. The file appears when it is whole.
 pub fn predict_command(args: &PredictArgs, session: &dyn Session) -> Result<String> {
     let mut inference = Inference::begin(&args.model, &args.data, session)?;
-    let reader = dataset::open(&args.data.data, &inference.read)?;
+    let reader = dataset::open(&inference.source, &inference.read)?;
     let doing = "write predictions";
     let rows = write_whole_by(&args.output, doing, |partial| {
         let write = || Error::file(doing, &args.output);
         let mut file = BufWriter::new(File::create(partial).map_err(write())?);
         let (tables, model) = (&inference.tables, &mut inference.model);
-        let rows = for_each_prediction(reader, tables, session, model, |probabilities, _| {
+        let each = |probabilities: &[f32], _: &[f32]| {
             for p in probabilities {
                 writeln!(file, "{p}").map_err(write())?;
             }
             Ok(())
-        })?;
+        };
+        let pooling = inference.card.pooling;
+        let rows = for_each_prediction(reader, tables, session, model, pooling, each)?;
         file.flush().map_err(write())?;
         Ok(rows)
     })?;

@@ -8,10 +8,10 @@ use dlrm::{Architecture, DenseOptimizer, Interaction, LearningRate, Loss, Model}
 use table::{Admission, Initializer, Optimizer, TableId, TableSpec};
 use wire::Session;
 
-use crate::card::{Card, FORMAT};
+use crate::card::{Card, format_of};
 use crate::cli::{
     ArchArgs, DataArgs, DenseOptimizerName, FeatureArgs, InteractionOp, LossFunction,
-    OptimizerArgs, OptimizerName, SavedModelArgs, TrainArgs,
+    OptimizerArgs, OptimizerName, Pooling, SavedModelArgs, TrainArgs,
 };
 use crate::report::Bayes;
 use crate::train::Rates;
@@ -29,6 +29,7 @@ pub(crate) struct Training {
     pub card: Card,
     pub model: Model,
     pub tables: Vec<TableId>,
+    pub source: Source,
     pub read: ReadOptions,
     pub evaluation: Option<(Source, ReadOptions)>,
     pub rates: Rates,
@@ -40,6 +41,7 @@ pub(crate) struct Inference {
     pub card: Card,
     pub model: Model,
     pub tables: Vec<TableId>,
+    pub source: Source,
     pub read: ReadOptions,
     pub threads: usize,
 }
@@ -64,8 +66,9 @@ impl Training {
             None => new_card(args)?,
         };
         let read = read_options(&card, &args.data, args.mini_batch_size);
-        check_schema(&dataset::open(&args.data.data, &read)?, &card, &args.data.data)?;
-        let evaluation = evaluation(args, &card);
+        let source = args.data.source()?;
+        check_schema(&dataset::open(&source, &read)?, &card, &source)?;
+        let evaluation = evaluation(args, &card)?;
         let batch_max = match evaluation {
             Some(_) => args.mini_batch_size.max(args.test_mini_batch_size),
             None => args.mini_batch_size,
@@ -81,7 +84,7 @@ impl Training {
         if let Some(path) = &args.init_from {
             weights::init_from(path, &mut model, &tables, session)?;
         }
-        Ok(Training { card, model, tables, read, evaluation, rates, threads })
+        Ok(Training { card, model, tables, source, read, evaluation, rates, threads })
     }
 }
 
@@ -94,11 +97,12 @@ impl Inference {
         let threads = threads(args.threads)?;
         let card = Card::load(&args.load_model)?;
         let read = read_options(&card, data, args.test_mini_batch_size);
-        check_schema(&dataset::open(&data.data, &read)?, &card, &data.data)?;
+        let source = data.source()?;
+        check_schema(&dataset::open(&source, &read)?, &card, &source)?;
         let model =
             weights::load_model(&args.load_model, &card, args.test_mini_batch_size, threads)?;
         let tables = find_tables(&card, session)?;
-        Ok(Inference { card, model, tables, read, threads })
+        Ok(Inference { card, model, tables, source, read, threads })
     }
 }
 
@@ -212,13 +216,14 @@ pub(crate) fn settle_features(
     features: &FeatureArgs,
     batch_rows: usize,
 ) -> Result<Features> {
-    let source = &data.data;
+    let source = &data.source()?;
     let mut read = ReadOptions {
         rows: data.rows,
         bad_rows: data.bad_rows,
         dense_columns: features.dense_columns.clone(),
         missing_indicator: features.missing_indicator,
         max_ind_range: features.max_ind_range,
+        weights: features.pooling == Pooling::Weighted,
         ..ReadOptions::new(batch_rows)
     };
     if let Source::Cache { path } = source {
@@ -254,12 +259,13 @@ fn new_card(args: &TrainArgs) -> Result<Card> {
     };
     let embedding_rows = embedding_rows(args, known, &architecture, tables)?;
     Ok(Card {
-        format: FORMAT,
+        format: format_of(args.features.pooling),
         architecture,
         columns,
         dense_transform: read.dense_transform,
         missing_indicator: read.missing_indicator,
         max_ind_range: read.max_ind_range,
+        pooling: args.features.pooling,
         embedding_rows,
         dense_optimizer: dense_optimizer(&args.optimizer),
         seed: args.seed,
@@ -389,19 +395,23 @@ fn read_options(card: &Card, data: &DataArgs, batch_rows: usize) -> ReadOptions 
         dense_transform: card.dense_transform.clone(),
         missing_indicator: card.missing_indicator,
         max_ind_range: card.max_ind_range,
+        weights: card.pooling == Pooling::Weighted,
         ..ReadOptions::new(batch_rows)
     }
 }
 
-fn evaluation(args: &TrainArgs, card: &Card) -> Option<(Source, ReadOptions)> {
-    if args.eval_data.is_none() && args.eval_rows.is_none() {
-        return None;
-    }
-    let source = args.eval_data.clone().unwrap_or_else(|| args.data.data.clone());
+fn evaluation(args: &TrainArgs, card: &Card) -> Result<Option<(Source, ReadOptions)>> {
+    let source = match (&args.eval_data, args.eval_rows) {
+        (None, None) => return Ok(None),
+        // the flags of generated rows are for generated data: other test data is as it is
+        (Some(source @ Source::Synthetic(_)), _) => args.data.lookups.apply(source)?,
+        (Some(source), _) => source.clone(),
+        (None, Some(_)) => args.data.source()?,
+    };
     let mut read = read_options(card, &args.data, args.test_mini_batch_size);
     read.rows = args.eval_rows.unwrap_or(RowSelection::All);
     read.batches_max = None;
-    Some((source, read))
+    Ok(Some((source, read)))
 }
 
 /// The data must have the model's columns, and its dense width the bottom MLP's.

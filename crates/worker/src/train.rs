@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{ReadOptions, Reader, Shuffle, Source};
-use dlrm::{FeatureRows, LearningRate, Model, Pooling, StepInput};
+use dlrm::{FeatureRows, LearningRate, Model, StepInput};
 use table::{Step, TableId};
 use wire::Session;
 
 use crate::card::Card;
-use crate::cli::TrainArgs;
+use crate::cli::{Pooling, TrainArgs};
 use crate::evaluate::evaluate;
 use crate::pipeline::{Ahead, Course, Staged, Tally, spawn, stage_ahead};
 use crate::progress::Progress;
@@ -46,7 +46,8 @@ pub fn train_command(
             Some(test) if test.step == report.steps => test.quality, // nothing moved since
             _ => {
                 let reader = dataset::open(source, options)?;
-                evaluate(reader, &training.tables, session, &mut training.model)?
+                let (model, pooling) = (&mut training.model, training.card.pooling);
+                evaluate(reader, &training.tables, session, model, pooling)?
             }
         });
         report.bayes = bayes_of(source, options)?;
@@ -84,7 +85,7 @@ fn train(
 ) -> Result<()> {
     let course =
         Course { tables: &training.tables, epochs: args.nepochs, lookahead: args.lookahead };
-    let (source, read, seed) = (&args.data.data, &training.read, training.card.seed);
+    let (source, read, seed) = (&training.source, &training.read, training.card.seed);
     let (window_rows, epochs) = (args.shuffle_window, args.nepochs);
     let tally = Tally::default();
     let mut steps = Steps {
@@ -104,6 +105,7 @@ fn train(
         rates: training.rates,
         stop,
         first_step: training.card.steps,
+        pooling: training.card.pooling,
         rows: Vec::new(),
         report,
     };
@@ -165,6 +167,7 @@ struct Steps<'a> {
     stop: &'a AtomicBool,
     /// Steps trained before this run: the schedule goes on where it was.
     first_step: u64,
+    pooling: Pooling,
     rows: Vec<f32>, // [n_unique, dim]
     report: &'a mut Report,
 }
@@ -230,7 +233,7 @@ impl Steps<'_> {
         let train_s = self.started.elapsed().saturating_sub(self.test_time).as_secs_f64();
         let (source, options) = tests.evaluation;
         let reader = dataset::open(source, options)?;
-        let quality = evaluate(reader, tests.tables, self.session, self.model)?;
+        let quality = evaluate(reader, tests.tables, self.session, self.model, self.pooling)?;
         let past = self.report.tests.iter().filter_map(|test| test.quality.auc);
         let best = past.fold(None, f64_max);
         if let (Some(path), true) = (tests.best_path, quality.auc > best) {
@@ -266,7 +269,7 @@ impl Steps<'_> {
         self.report.stalled_pulls += u64::from(pulled.stalled > Duration::ZERO);
 
         let computing = Instant::now();
-        let features = feature_rows(staged);
+        let features = feature_rows(staged, self.pooling);
         let input = StepInput {
             labels: &staged.batch.labels,
             dense: &staged.batch.dense,
@@ -299,14 +302,21 @@ impl Steps<'_> {
     }
 }
 
-/// Each feature's places in the unique rows.
-pub(crate) fn feature_rows(staged: &Staged) -> Vec<FeatureRows<'_>> {
+/// Each feature's places in the unique rows, and how they are pooled.
+pub(crate) fn feature_rows(staged: &Staged, pooling: Pooling) -> Vec<FeatureRows<'_>> {
     let inverse = staged.unique.inverse.iter();
     inverse
         .zip(&staged.batch.features)
         .map(|(indices, feature)| {
-            let (offsets, pooling) = (&feature.offsets, Pooling::Sum);
-            FeatureRows { indices, offsets, pooling }
+            let pooling = match pooling {
+                Pooling::Mean => dlrm::Pooling::Mean,
+                // a feature without weights counts each of its rows once
+                Pooling::Weighted if !feature.weights.is_empty() => {
+                    dlrm::Pooling::Weighted(&feature.weights)
+                }
+                Pooling::Sum | Pooling::Weighted => dlrm::Pooling::Sum,
+            };
+            FeatureRows { indices, offsets: &feature.offsets, pooling }
         })
         .collect()
 }

@@ -10,7 +10,7 @@ use super::CacheSize;
 use crate::Batch;
 
 pub(super) const MAGIC: [u8; 8] = *b"EPSCACHE";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const HEADER_BYTES: usize = 64;
 /// The longest card that is read: a column's name takes some tens of bytes.
 pub(super) const CARD_BYTES_MAX: u32 = 16 << 20;
@@ -20,6 +20,10 @@ pub(super) const BLOCK_HEADER_BYTES: usize = 40;
 const BLOCK_SUM_AT: usize = 32;
 /// Counts of one feature.
 const FEATURE_BYTES: usize = 12;
+/// Of a feature's kind: offsets are stored, for not every row has one value.
+const JAGGED: u32 = 1;
+/// Of a feature's kind: each value has a weight.
+const WEIGHTED: u32 = 2;
 /// Of a next use: it lies in the pass after this one.
 const NEXT_PASS: u32 = 1 << 31;
 /// Batches of a cache: a next use has 31 bits.
@@ -166,7 +170,9 @@ pub(super) fn encode_block(number: u64, batch: &Batch, out: &mut Vec<u8>) {
         .collect();
     for ((feature, count), single) in batch.features.iter().zip(&distinct.counts).zip(&singles) {
         let values = feature.values.len() as u32; // `unique` refuses more
-        for word in [*count, values, u32::from(!single)] {
+        let jagged = if *single { 0 } else { JAGGED };
+        let weighted = if feature.weights.is_empty() { 0 } else { WEIGHTED };
+        for word in [*count, values, jagged | weighted] {
             out.extend_from_slice(&word.to_le_bytes());
         }
     }
@@ -183,6 +189,7 @@ pub(super) fn encode_block(number: u64, batch: &Batch, out: &mut Vec<u8>) {
         } else {
             extend(out, inverse, |place| place.to_le_bytes());
         }
+        extend(out, &feature.weights, |weight| weight.to_le_bytes());
     }
     let length = (out.len() - start) as u64;
     out[start..start + 8].copy_from_slice(&length.to_le_bytes());
@@ -256,18 +263,21 @@ fn decode_summed(block: &[u8], number: u64, shape: &Shape, batch: &mut Batch) ->
     // the sum of all parts before any is made: what is allocated is never more than the block
     let mut expected = (from.at + 4 * rows * (1 + shape.dense_width)) as u64;
     for feature in 0..shape.features {
-        let [distinct, values, jagged] = words(feature);
+        let [distinct, values, kind] = words(feature);
         let at = counts_at + feature * FEATURE_BYTES;
         if distinct > values || (values > 0 && distinct == 0) {
             let found = format!("{distinct} distinct keys of {values} values");
             return fault(at, found, "1 to as many as there are values");
         }
-        if jagged > 1 || (jagged == 0 && values as usize != rows) {
-            let found = format!("{values} values, kind {jagged}");
-            return fault(at, found, format!("{rows} values of kind 0, or kind 1"));
+        let sound = kind & JAGGED != 0 || values as usize == rows;
+        if kind > (JAGGED | WEIGHTED) || !sound || (kind & WEIGHTED != 0 && values == 0) {
+            let found = format!("{values} values, kind {kind}");
+            let expected = format!("{rows} values of kind 0 or 2, or kind 1 or 3; weights of some");
+            return fault(at, found, expected);
         }
         expected += u64::from(distinct) * 12 + u64::from(values) * u64::from(place_bytes);
-        expected += if jagged == 1 { 4 * (rows as u64 + 1) } else { 0 };
+        expected += if kind & JAGGED != 0 { 4 * (rows as u64 + 1) } else { 0 };
+        expected += if kind & WEIGHTED != 0 { 4 * u64::from(values) } else { 0 };
     }
     if expected != length {
         return fault(0, format!("a block of {length} bytes"), format!("{expected} by its counts"));
@@ -308,11 +318,11 @@ fn decode_summed(block: &[u8], number: u64, shape: &Shape, batch: &mut Batch) ->
     }
     let mut start = 0;
     for feature in 0..shape.features {
-        let [count, values, jagged] = words(feature);
+        let [count, values, kind] = words(feature);
         let (count, values) = (count as usize, values as usize);
         let into = &mut batch.features[feature];
         into.offsets.clear();
-        if jagged == 1 {
+        if kind & JAGGED != 0 {
             let at = from.at;
             let (offsets, _) = from.take(4 * (rows + 1))?.as_chunks::<4>();
             into.offsets.extend(offsets.iter().map(|bytes| u32::from_le_bytes(*bytes)));
@@ -339,6 +349,14 @@ fn decode_summed(block: &[u8], number: u64, shape: &Shape, batch: &mut Batch) ->
         let keys = &batch.distinct.keys[start..start + count];
         into.values.extend(inverse.iter().map(|&place| keys[place as usize]));
         start += count;
+        if kind & WEIGHTED != 0 {
+            let at = from.at;
+            from.floats(values, &mut into.weights)?;
+            if let Some(place) = into.weights.iter().position(|weight| !weight.is_finite()) {
+                let found = format!("a weight {}", into.weights[place]);
+                return fault(at + 4 * place, found, "a finite one");
+            }
+        }
     }
     Ok(())
 }
@@ -444,6 +462,9 @@ mod tests {
                     // the first feature has one value in each row, as Criteo's have
                     let values =
                         if f == 0 { vec![values.first().map_or(1, |k| *k)] } else { values };
+                    if f == 2 {
+                        into.weights.extend(values.iter().map(|key| 0.5 * (key % 7) as f32 - 1.0));
+                    }
                     into.values.extend(values.into_iter().map(Key));
                     into.end_row();
                 }

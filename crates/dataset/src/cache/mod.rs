@@ -35,6 +35,8 @@ pub struct CacheCard {
     pub missing_indicator: bool,
     /// Into what range categorical values were folded.
     pub max_ind_range: Option<u64>,
+    /// Whether weights of categorical values were read.
+    pub weights: bool,
     /// The number of ids of each feature, where the source knew it.
     pub table_rows: Option<Vec<u64>>,
 }

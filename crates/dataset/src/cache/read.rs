@@ -198,6 +198,10 @@ fn check_options(card: &CacheCard, options: &ReadOptions) -> Result<()> {
         let text = |range: Option<u64>| range.map_or("none".to_owned(), |range| range.to_string());
         return wrong("max-ind-range", text(options.max_ind_range), text(card.max_ind_range));
     }
+    if options.weights != card.weights {
+        let text = |weights: bool| if weights { "with weights" } else { "without weights" };
+        return wrong("pooling", text(options.weights).to_owned(), text(card.weights).to_owned());
+    }
     Ok(())
 }
 

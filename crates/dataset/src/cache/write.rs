@@ -65,6 +65,7 @@ fn write_partial(
         dense_transform: options.dense_transform.clone(),
         missing_indicator: options.missing_indicator,
         max_ind_range: options.max_ind_range,
+        weights: options.weights,
         table_rows: reader.table_rows().map(<[u64]>::to_vec),
     };
     let json = serde_json::to_vec(&card).map_err(|e| Error::io(path)(e.into()))?;

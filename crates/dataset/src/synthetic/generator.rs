@@ -35,6 +35,14 @@ pub struct RowBlock {
     /// The teacher's log-odds. [n]
     pub logits: Vec<f64>,
     slots: Vec<u16>, // of the teacher's effects. [26][n]
+    bags: Vec<Bag>,  // [26] after `Generator::fill_bags`
+}
+
+/// All ids of one feature: row r has `ids[offsets[r]..offsets[r + 1]]`.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Bag {
+    ids: Vec<u64>,
+    offsets: Vec<u32>, // [n + 1]
 }
 
 impl RowBlock {
@@ -51,7 +59,14 @@ impl RowBlock {
         &self.counts[column * self.rows.len()..][..self.rows.len()]
     }
 
-    /// The ids of one feature, from 0.
+    /// All ids of one feature, from 0, row after row, and where each row's begin, and the end. The
+    /// first of each row is that of [`RowBlock::ids`]. Filled by [`Generator::fill_bags`].
+    pub fn bags(&self, feature: usize) -> (&[u64], &[u32]) {
+        let Bag { ids, offsets } = &self.bags[feature];
+        (ids, offsets)
+    }
+
+    /// The ids of one feature, from 0, one for each row.
     pub fn ids(&self, feature: usize) -> &[u64] {
         &self.ids[feature * self.rows.len()..][..self.rows.len()]
     }
@@ -97,6 +112,7 @@ impl Generator {
                 rank: Stream::new(seed, Purpose::Rank(f)),
                 tail: Stream::new(seed, Purpose::Tail(f)),
                 gaps: Stream::new(seed, Purpose::Missing(f)),
+                lookups: Stream::new(seed, Purpose::Lookups(f)),
             });
         }
         let counts = COUNTS.iter().enumerate();
@@ -122,7 +138,7 @@ impl Generator {
 
     /// Makes the rows that `block.rows` names.
     pub fn fill(&self, block: &mut RowBlock) {
-        let RowBlock { rows, labels, counts, ids, logits, slots } = block;
+        let RowBlock { rows, labels, counts, ids, logits, slots, bags: _ } = block;
         counts.clear();
         for (column, stream) in &self.counts {
             counts.extend(rows.iter().map(|&row| column.draw(stream.word(row))));
@@ -138,6 +154,25 @@ impl Generator {
             if unit(self.labels.word(row)) < probability(logit) { 1.0 } else { 0.0 }
         }));
     }
+
+    /// Makes all ids of the rows that `block.rows` names, as many as the specification says.
+    pub fn fill_bags(&self, block: &mut RowBlock) {
+        let lookups = self.spec.lookups;
+        let RowBlock { rows, bags, .. } = block;
+        bags.resize_with(self.features.len(), Bag::default);
+        for (f, (Bag { ids, offsets }, feature)) in bags.iter_mut().zip(&self.features).enumerate()
+        {
+            ids.clear();
+            offsets.clear();
+            offsets.push(0);
+            let table_rows = feature.first + feature.count;
+            for &row in rows.iter() {
+                let draws = lookups.draw(f, table_rows, feature.lookups.word(row));
+                ids.extend((0..draws).map(|draw| draw_id(feature, &self.ranks[f], row, draw).0));
+                offsets.push(ids.len() as u32); // a block has some thousand rows
+            }
+        }
+    }
 }
 
 /// One feature: how ranks become ids.
@@ -150,22 +185,30 @@ struct Ids {
     rank: Stream,
     tail: Stream,
     gaps: Stream,
+    lookups: Stream,
 }
 
 fn draw_ids(feature: &Ids, ranks: &Ranks, rows: &[u64], ids: &mut Vec<u64>, slots: &mut Vec<u16>) {
     for &row in rows {
-        if feature.missing > 0 && feature.gaps.word(row) < feature.missing {
-            ids.push(0);
-            slots.push(SLOT_MISSING);
-            continue;
-        }
-        let rank = ranks.draw(feature.rank.word(row), || feature.tail.word(row));
-        slots.push(slot_of_rank(rank));
-        ids.push(match feature.head_ids.get(rank as usize) {
-            Some(&id) => id,
-            None => feature.first + feature.scramble.id(folded(rank, ranks.head(), feature.count)),
-        });
+        let (id, slot) = draw_id(feature, ranks, row, 0);
+        ids.push(id);
+        slots.push(slot);
     }
+}
+
+/// The id of a row's n-th draw, and its place among the teacher's effects.
+#[inline]
+fn draw_id(feature: &Ids, ranks: &Ranks, row: u64, draw: u32) -> (u64, u16) {
+    if feature.missing > 0 && feature.gaps.of_draw(draw).word(row) < feature.missing {
+        return (0, SLOT_MISSING);
+    }
+    let tail = || feature.tail.of_draw(draw).word(row);
+    let rank = ranks.draw(feature.rank.of_draw(draw).word(row), tail);
+    let id = match feature.head_ids.get(rank as usize) {
+        Some(&id) => id,
+        None => feature.first + feature.scramble.id(folded(rank, ranks.head(), feature.count)),
+    };
+    (id, slot_of_rank(rank))
 }
 
 /// A rank beyond the table lands on one of the ids outside the head, each as likely.
@@ -219,6 +262,59 @@ mod tests {
             17_267_436_240_102_585_668,
             "made on another machine"
         );
+    }
+
+    #[test]
+    fn several_ids_begin_with_the_one_and_follow_its_law() {
+        let bags_of = |spec: &str, rows: std::ops::Range<u64>| {
+            let generator = generator(spec);
+            let mut block = block(&generator, rows);
+            generator.fill_bags(&mut block);
+            block
+        };
+        let one = block(&generator("scale=0.01,seed=5"), 0..2000);
+        for spec in ["indices=1..9", "indices=4", "indices=mlperf"] {
+            let spec = format!("scale=0.01,seed=5,{spec}");
+            let block = bags_of(&spec, 0..2000);
+            assert_eq!((&block.ids, &block.labels), (&one.ids, &one.labels), "{spec}");
+            let table_rows = spec.parse::<SyntheticSpec>().unwrap().table_rows();
+            // any stretch gives the same rows
+            let part = bags_of(&spec, 700..800);
+            for (f, table_rows) in table_rows.into_iter().enumerate() {
+                let (ids, offsets) = block.bags(f);
+                assert_eq!((offsets.len(), offsets[2000] as usize), (2001, ids.len()));
+                assert!(ids.iter().all(|&id| id < table_rows));
+                let span = offsets[700] as usize..offsets[800] as usize;
+                assert_eq!(part.bags(f).0, &ids[span]);
+                let lengths: Vec<u32> = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
+                match block_lookups(&spec).fixed(f) {
+                    Some(fixed) => assert!(lengths.iter().all(|&length| length == fixed)),
+                    None => {
+                        let most = table_rows.min(9) as u32;
+                        assert!(lengths.iter().all(|&length| (1..=most).contains(&length)));
+                        assert!((1..=most).all(|length| lengths.contains(&length)), "C{}", f + 1);
+                    }
+                }
+                for (row, &offset) in offsets[..2000].iter().enumerate() {
+                    assert_eq!(ids[offset as usize], one.ids(f)[row]);
+                }
+            }
+            // the most popular id of C2 as often among the later ones as among the first
+            let (ids, offsets) = block.bags(1);
+            let share = |ids: &[u64], id: u64| {
+                ids.iter().filter(|&&other| other == id).count() as f64 / ids.len() as f64
+            };
+            let top = (0..583).max_by(|&a, &b| share(ids, a).total_cmp(&share(ids, b))).unwrap();
+            let starts = &offsets[..2000];
+            let places = (0..ids.len()).filter(|&place| !starts.contains(&(place as u32)));
+            let later: Vec<u64> = places.map(|place| ids[place]).collect();
+            let (first, later) = (share(one.ids(1), top), share(&later, top));
+            assert!((first - later).abs() < 0.04, "{spec}: {first} {later}");
+        }
+    }
+
+    fn block_lookups(spec: &str) -> crate::Lookups {
+        spec.parse::<SyntheticSpec>().unwrap().lookups
     }
 
     #[test]

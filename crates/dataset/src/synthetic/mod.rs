@@ -5,6 +5,7 @@ mod bayes;
 mod counts;
 mod features;
 mod generator;
+mod lookups;
 mod random;
 mod ranks;
 mod rows;
@@ -14,5 +15,6 @@ mod teacher;
 
 pub use bayes::Bayes;
 pub use generator::{Generator, RowBlock};
+pub use lookups::Lookups;
 pub(crate) use rows::{SyntheticRows, selected_rows};
 pub use spec::SyntheticSpec;

@@ -16,6 +16,7 @@ pub(super) enum Purpose {
     PairLeft(usize),
     PairRight(usize),
     DenseEffect,
+    Lookups(usize),
 }
 
 /// A stream of words, one for each row.
@@ -35,6 +36,7 @@ impl Stream {
             Purpose::PairLeft(n) => (8, n),
             Purpose::PairRight(n) => (9, n),
             Purpose::DenseEffect => (10, 0),
+            Purpose::Lookups(n) => (11, n),
         };
         Self(scatter(scatter(seed).wrapping_add(scatter(kind << 32 | number as u64))))
     }
@@ -42,6 +44,12 @@ impl Stream {
     #[inline]
     pub(super) fn word(self, row: u64) -> u64 {
         scatter(self.0.wrapping_add(row.wrapping_mul(GOLDEN)))
+    }
+
+    /// The stream of the n-th draw where a row has several; of draw 0, this one.
+    #[inline]
+    pub(super) fn of_draw(self, draw: u32) -> Stream {
+        if draw == 0 { self } else { Self(mix(self.0.wrapping_add(mix(u64::from(draw))))) }
     }
 
     /// Mean 0, standard deviation 1, nearly normal: the sum of four uniform numbers.

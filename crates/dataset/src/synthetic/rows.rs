@@ -4,7 +4,7 @@ use table::Key;
 
 use super::generator::{Generator, RowBlock};
 use crate::reader::Rows;
-use crate::{Batch, Error, ReadOptions, Result, RowSelection, Schema, SyntheticSpec};
+use crate::{Batch, Error, Lookups, ReadOptions, Result, RowSelection, Schema, SyntheticSpec};
 
 /// Rows made at a time: their columns, 400 bytes a row, stay in the second-level cache.
 const BLOCK_ROWS: usize = 512;
@@ -52,10 +52,21 @@ impl SyntheticRows {
                 count => count as f64,
             }));
         }
+        let key = |&id: &u64| Key(self.max_ind_range.map_or(id, |range| id % range));
+        let one = self.generator.spec().lookups == Lookups::One;
         for (feature, jagged) in batch.features.iter_mut().enumerate() {
-            for &id in block.ids(feature) {
-                jagged.values.push(Key(self.max_ind_range.map_or(id, |range| id % range)));
-                jagged.end_row();
+            if one {
+                for id in block.ids(feature) {
+                    jagged.values.push(key(id));
+                    jagged.end_row();
+                }
+            } else {
+                let (ids, offsets) = block.bags(feature);
+                for row in offsets.windows(2) {
+                    let ids = &ids[row[0] as usize..row[1] as usize];
+                    jagged.values.extend(ids.iter().map(key));
+                    jagged.end_row();
+                }
             }
         }
     }
@@ -71,6 +82,9 @@ impl Rows for SyntheticRows {
             let Some(&last) = self.block.rows.last() else { break };
             self.next = last + 1;
             self.generator.fill(&mut self.block);
+            if self.generator.spec().lookups != Lookups::One {
+                self.generator.fill_bags(&mut self.block);
+            }
             if batch.labels.is_empty() {
                 batch.first_row = self.block.rows[0];
             }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::synthetic::features::FEATURES;
+use crate::synthetic::lookups::Lookups;
 use crate::{Error, RowSelection, Schema};
 
 /// Tables up to this size keep it at every scale: most of them hold the heads that a model learns.
@@ -19,6 +20,8 @@ const ROWS_MAX: u64 = 1 << 62; // row indices above it serve the teacher's bias
 /// - `seed`: everything follows from it: ids, labels and the teacher. Default 1.
 /// - `test-rows`: so many further rows. Where it is given, the rows before them are what `train`
 ///   selects and they are what `test` selects, in the place of the ten-bucket rule. Default 0.
+/// - `indices`: how many ids of each feature a row has; see [`Lookups`]. Labels follow from the
+///   first ones alone. Default 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SyntheticSpec {
     /// The size of the tables against Criteo Kaggle's.
@@ -29,6 +32,8 @@ pub struct SyntheticSpec {
     pub seed: u64,
     /// Rows that follow for testing; 0 leaves the split to the ten-bucket rule.
     pub test_rows: u64,
+    /// Ids of each feature in a row.
+    pub lookups: Lookups,
 }
 
 impl SyntheticSpec {
@@ -46,7 +51,7 @@ impl SyntheticSpec {
         if self.test_rows > ROWS_MAX / 2 {
             return bad("synthetic test-rows", self.test_rows.to_string(), "0 to 2^61");
         }
-        Ok(())
+        self.lookups.validate()
     }
 
     /// The number of ids of each feature C1..C26; ids are below it.
@@ -90,14 +95,17 @@ impl FromStr for SyntheticSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let mut spec = SyntheticSpec { scale: 0.01, rows: 1_000_000, seed: 1, test_rows: 0 };
+        let (rows, test_rows, lookups) = (1_000_000, 0, Lookups::One);
+        let mut spec = SyntheticSpec { scale: 0.01, rows, seed: 1, test_rows, lookups };
         let mut seen = Vec::new();
         for part in text.split(',').filter(|_| !text.is_empty()) {
             let wrong = || Error::Argument {
                 what: "synthetic data",
                 found: part.to_owned(),
-                expected: "each once: scale=X, rows=N, seed=N, test-rows=N, with commas between"
-                    .to_owned(),
+                expected:
+                    "each once: scale=X, rows=N, seed=N, test-rows=N, indices=N, with commas \
+                           between"
+                        .to_owned(),
             };
             let (name, value) = part.split_once('=').ok_or_else(wrong)?;
             let number = || value.parse::<u64>().map_err(|_| wrong());
@@ -106,6 +114,7 @@ impl FromStr for SyntheticSpec {
                 "rows" => spec.rows = number()?,
                 "seed" => spec.seed = number()?,
                 "test-rows" => spec.test_rows = number()?,
+                "indices" => spec.lookups = value.parse()?,
                 _ => return Err(wrong()),
             }
             if seen.contains(&name) {
@@ -123,6 +132,9 @@ impl fmt::Display for SyntheticSpec {
         write!(f, "scale={},rows={},seed={}", self.scale, self.rows, self.seed)?;
         if self.test_rows > 0 {
             write!(f, ",test-rows={}", self.test_rows)?;
+        }
+        if self.lookups != Lookups::One {
+            write!(f, ",indices={}", self.lookups)?;
         }
         Ok(())
     }
@@ -144,6 +156,8 @@ mod tests {
             "scale=nan",
             "scale=1e9",
             "a=1",
+            "indices=0",
+            "indices=2..9",
             "seed=1,seed=1",
             ",",
         ] {
