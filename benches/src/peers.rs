@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use dataset::{Batch, ReadOptions, Source, SyntheticSpec};
+use dataset::{Batch, Lookups, ReadOptions, Source, SyntheticSpec};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
@@ -45,10 +45,12 @@ struct Case {
     batches: u64,
     /// Steps of a figure, ours and theirs.
     steps: (u64, u64),
+    /// Ids of each feature in a row.
+    lookups: Lookups,
 }
 
 const PLAIN: &[&str] = &["bags, eager", "one bag, eager", "fbgemm, eager", "fbgemm, compiled"];
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     Case {
         id: "kaggle_2048",
         products_id: "kaggle_2048.products",
@@ -57,6 +59,7 @@ const CASES: [Case; 4] = [
         variants: PLAIN,
         batches: 64,
         steps: (64, 32),
+        lookups: Lookups::One,
     },
     Case {
         id: "terabyte_2048",
@@ -66,6 +69,7 @@ const CASES: [Case; 4] = [
         variants: PLAIN,
         batches: 32,
         steps: (32, 16),
+        lookups: Lookups::One,
     },
     Case {
         id: "kaggle_128",
@@ -75,6 +79,7 @@ const CASES: [Case; 4] = [
         variants: PLAIN,
         batches: 512,
         steps: (512, 200),
+        lookups: Lookups::One,
     },
     Case {
         id: "kaggle_rowwise",
@@ -84,6 +89,17 @@ const CASES: [Case; 4] = [
         variants: &["one bag, eager", "fbgemm, eager", "fbgemm, compiled"],
         batches: 64,
         steps: (64, 32),
+        lookups: Lookups::One,
+    },
+    Case {
+        id: "multi_hot",
+        products_id: "multi_hot.products",
+        shape: Shape { name: "Terabyte shape, MLPerf's multi-hot sizes", ..TERABYTE },
+        goal: 2.0,
+        variants: PLAIN,
+        batches: 8,
+        steps: (8, 4),
+        lookups: Lookups::Mlperf,
     },
 ];
 
@@ -119,7 +135,7 @@ impl Case {
             false => (rounds(false), SCALE),
         };
         let rows = batches * self.shape.batch as u64;
-        let data = format!("scale={scale},rows={rows},seed=1");
+        let data = format!("scale={scale},rows={rows},seed=1,indices={}", self.lookups);
         let cache = dir.path().join("batches.cache");
         ours::write_batches(&format!("synthetic:{data}"), self.shape.batch, &cache)?;
         let plain = self.hand_over(&data.parse()?, &cache, dir.path())?;
@@ -181,12 +197,15 @@ impl Case {
         let (mut batch, mut batches) = (Batch::new(), 0_u64);
         let (mut labels, mut dense) = (Vec::new(), Vec::new());
         let mut keys = vec![Vec::new(); FEATURES];
+        let hots: Vec<u32> = (0..FEATURES).filter_map(|f| self.lookups.fixed(f)).collect();
+        ensure!(hots.len() == FEATURES, "{}: not the same for every row", self.lookups);
         while reader.next_batch(&mut batch)? {
             ensure!(batch.rows() == rows, "a batch of {} rows, expected {rows}", batch.rows());
             labels.extend_from_slice(&batch.labels);
             dense.extend_from_slice(&batch.dense);
-            for (all, feature) in keys.iter_mut().zip(&batch.features) {
-                ensure!(feature.values.len() == rows, "a sample without its one key");
+            for ((all, feature), &hot) in keys.iter_mut().zip(&batch.features).zip(&hots) {
+                let even = |row: &[u32]| row[1] - row[0] == hot;
+                ensure!(feature.offsets.windows(2).all(even), "a sample without its {hot} keys");
                 all.extend(feature.values.iter().map(|key| key.0));
             }
             batches += 1;
@@ -207,7 +226,7 @@ impl Case {
             file.write_all(bytemuck::cast_slice(keys))?;
         }
         file.flush()?;
-        let ([bottom, top], hots) = (self.shape.mlps()?, vec![1; FEATURES]);
+        let [bottom, top] = self.shape.mlps()?;
         let model = json!({
             "batch": rows, "batches": batches, "dim": self.shape.dim, "rows": table_rows,
             "hots": hots, "mlp_bottom": bottom, "mlp_top": &top[1..],
