@@ -23,7 +23,7 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         bail!("{}: {bytes} bytes, expected less than {BYTES_MAX}", carried.display());
     }
     println!(
-        "{}\n{:.1} MiB, commit {}. Where there is a GPU, its driver (CUDA 13.0 or later) and CUDA's\n\
+        "{}\n{:.1} MiB, commit {}. Where there is a GPU, its driver (CUDA 13.0) and CUDA's\n\
          libraries, `./gpu-check --out .` ends within 8 minutes with a table and gpu-check.json;\n\
          its last line says what failed first.",
         carried.display(),
