@@ -205,8 +205,24 @@ void launch(unsigned grid, unsigned threads, unsigned shared_bytes, F body) {
     }
 }
 
+// Bit l is what lane l of the mask says.
+inline unsigned ballot(unsigned mask, bool said) {
+    Warp& here = warp(mask);
+    here.values[lane()] = said;
+    wait_at(here.barrier, (unsigned)__builtin_popcount(mask));
+    unsigned bits = 0;
+    for (unsigned l = 0; l < WARP; l++) {
+        if (mask >> l & 1 && here.values[l]) bits |= 1u << l;
+    }
+    sync_warp(mask); // before the next exchange writes over the values
+    return bits;
+}
+
 } // namespace cuda_on_cpu
 
+inline unsigned __ballot_sync(unsigned mask, int said) {
+    return cuda_on_cpu::ballot(mask, said != 0);
+}
 inline void __syncthreads() {
     cuda_on_cpu::wait_at(cuda_on_cpu::block.barrier, cuda_on_cpu::block.live);
 }

@@ -7,6 +7,8 @@
 #include "../kernels/rows.cu"
 
 #include "../kernels/network.cu"
+
+#include "../kernels/cache.cu"
 #ifdef WITH_FAULTS
 #include "faults.cu"
 #endif
@@ -49,7 +51,10 @@ constexpr size_t arity(void (*)(A...)) {
     DO(pool_rows_by_four) \
     DO(sum_weighted_gradients) \
     DO(interact) \
-    DO(interact_backward)
+    DO(interact_backward) \
+    DO(find_slots) \
+    DO(insert_slots) \
+    DO(clear_slots)
 
 #ifdef WITH_FAULTS
 #define FAULTS(DO) \

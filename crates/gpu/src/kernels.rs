@@ -39,8 +39,18 @@ pub const NETWORK: Source = Source {
     ],
 };
 
+/// The table of a cache: which key has which slot.
+pub const CACHE: Source = Source {
+    name: "cache.cu",
+    text: include_str!("../kernels/cache.cu"),
+    kernels: &["find_slots", "insert_slots", "clear_slots"],
+};
+
 /// Every source.
-pub const ALL: [Source; 2] = [ROWS, NETWORK];
+pub const ALL: [Source; 3] = [ROWS, NETWORK, CACHE];
+
+/// Slots of a set of the cache's table: one for each thread of a warp.
+pub const WAYS: u32 = WARP;
 
 /// What the threads of a block share at most without asking the driver for more.
 pub const SHARED_BYTES_MAX: u32 = 48 << 10;

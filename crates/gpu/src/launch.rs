@@ -5,7 +5,7 @@
 use table::Optimizer;
 
 use crate::device::{Device, Stream};
-use crate::kernels::{ALL, BLOCK, Interaction, NETWORK, ROWS, WARP, grid};
+use crate::kernels::{ALL, BLOCK, CACHE, Interaction, NETWORK, ROWS, WARP, grid};
 use crate::memory::{Buffer, Memory};
 use crate::module::{Module, Threads, Value};
 use crate::{Code, Error, Result};
@@ -20,6 +20,7 @@ const FLOAT_BYTES: u64 = 4;
 pub struct Kernels {
     rows: Module,
     network: Module,
+    cache: Module,
     blocks_max: u32,
 }
 
@@ -137,8 +138,9 @@ impl Kernels {
     ) -> std::result::Result<Self, E> {
         let rows = Module::load(device, ROWS, &code(ROWS)?)?;
         let network = Module::load(device, NETWORK, &code(NETWORK)?)?;
+        let cache = Module::load(device, CACHE, &code(CACHE)?)?;
         let multiprocessors = device.description().multiprocessors;
-        Ok(Self { rows, network, blocks_max: multiprocessors * BLOCKS_OF_A_MULTIPROCESSOR })
+        Ok(Self { rows, network, cache, blocks_max: multiprocessors * BLOCKS_OF_A_MULTIPROCESSOR })
     }
 
     /// The module that a kernel is in.
@@ -146,7 +148,8 @@ impl Kernels {
         let source = ALL.into_iter().find(|source| source.kernels.contains(&kernel));
         match source {
             Some(ROWS) => Ok(&self.rows),
-            Some(_) => Ok(&self.network),
+            Some(NETWORK) => Ok(&self.network),
+            Some(_) => Ok(&self.cache),
             None => Err(Error::NoKernel(kernel.to_owned())),
         }
     }

@@ -5,6 +5,7 @@
 //! It is no tier yet, and it never decides what is evicted.
 
 mod cache;
+mod cache_vectors;
 mod compile;
 mod device;
 mod error;

@@ -74,8 +74,9 @@ pub struct Case {
     pub arguments: Vec<Argument>,
 }
 
-/// Cases of every kernel in [`crate::kernels::ROWS`]: widths of one float up to 128, no row, one
-/// row, more rows than a grid has threads, rows that there are not.
+/// Cases of every kernel in [`crate::kernels::CACHE`], and in [`crate::kernels::ROWS`]: widths of
+/// one float up to 128, no row, one row, more rows than a grid has threads, rows that there are
+/// not.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (seed, (dim, n, blocks_max)) in
@@ -98,6 +99,7 @@ pub fn cases() -> Vec<Case> {
             cases.push(shape.update(optimizer));
         }
     }
+    cases.extend(crate::cache_vectors::cases());
     cases
 }
 

@@ -1,0 +1,125 @@
+// The table of a cache of rows: which key has which slot. Sets of 32 ways, one way a lane of a
+// warp; of each slot a digest of 8 bits (0: vacant), the key, its table and the step that took it
+// last. It moves no row: who is evicted is told, and the caller demotes what lay there.
+//
+// No lock and no atomic: a launch that inserts has one warp for all keys of a set, which come in
+// groups, so that the outcome depends on nothing but the order of the keys. Compiled at run time by
+// NVRTC, and for the CPU by shim/kernels.h.
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define ALL_OF_A_WARP 0xffffffffu
+#define WARP_THREADS 32u
+#define WAYS 32u
+#define NO_SLOT 0xffffffffu
+#define NO_TABLE 0xffffffffu
+
+// As in crates/table.
+__device__ __forceinline__ u64 mixed(u64 x) {
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+__device__ __forceinline__ u64 hash_of(u32 table, u64 key) {
+    return mixed(mixed(table) ^ key);
+}
+
+__device__ __forceinline__ u32 set_of(u64 hash, u32 sets) {
+    return (u32)((hash >> 32) * sets >> 32);
+}
+
+__device__ __forceinline__ u8 digest_of(u64 hash) {
+    return (u8)(1 + (hash & 0xffffffff) % 255);
+}
+
+// slots[i] = where key i is, or NO_SLOT; what is found is taken by step `now`.
+// keys, tables, slots: [n]; digests, keys_held, tables_held, steps: [sets, WAYS]
+extern "C" __global__ void find_slots(
+    const u64* __restrict__ keys, const u32* __restrict__ tables, u64 n,
+    const u8* __restrict__ digests, const u64* __restrict__ keys_held,
+    const u32* __restrict__ tables_held, u32* __restrict__ steps, u32 sets, u32 now,
+    u32* __restrict__ slots) {
+    const u32 lane = threadIdx.x % WARP_THREADS;
+    const u64 warps = (u64)gridDim.x * (blockDim.x / WARP_THREADS);
+    const u64 first = (u64)blockIdx.x * (blockDim.x / WARP_THREADS) + threadIdx.x / WARP_THREADS;
+    for (u64 at = first; at < n; at += warps) {
+        const u64 key = keys[at], hash = hash_of(tables[at], key);
+        const u32 slot = set_of(hash, sets) * WAYS + lane;
+        const bool mine = digests[slot] == digest_of(hash) && keys_held[slot] == key &&
+            tables_held[slot] == tables[at];
+        const u32 found = __ballot_sync(ALL_OF_A_WARP, mine);
+        if (mine) {
+            slots[at] = slot;
+            steps[slot] = now;
+        }
+        if (found == 0 && lane == 0) slots[at] = NO_SLOT;
+    }
+}
+
+// A slot for each key, none of which has one: a vacant one of its set, the first of them; else
+// that of the row that was taken longest ago, the first of them, but none that was taken at
+// `floor` or later, for those are staged. Where there is none the key gets NO_SLOT: its row stays
+// in the host's memory. The keys of a group are of one set, no key twice, and no set has two
+// groups. starts: [groups + 1]; keys, tables, slots, evicted_keys, evicted_tables: [starts' last]
+extern "C" __global__ void insert_slots(
+    const u32* __restrict__ starts, u64 groups, const u64* __restrict__ keys,
+    const u32* __restrict__ tables, u8* __restrict__ digests, u64* __restrict__ keys_held,
+    u32* __restrict__ tables_held, u32* __restrict__ steps, u32 sets, u32 now, u32 floor,
+    u32* __restrict__ slots, u64* __restrict__ evicted_keys, u32* __restrict__ evicted_tables) {
+    const u32 lane = threadIdx.x % WARP_THREADS;
+    const u64 warps = (u64)gridDim.x * (blockDim.x / WARP_THREADS);
+    const u64 first = (u64)blockIdx.x * (blockDim.x / WARP_THREADS) + threadIdx.x / WARP_THREADS;
+    for (u64 group = first; group < groups; group += warps) {
+        const u32 start = starts[group], end = starts[group + 1];
+        if (start == end) continue;
+        const u32 set = set_of(hash_of(tables[start], keys[start]), sets);
+        const u32 slot = set * WAYS + lane;
+        bool vacant = digests[slot] == 0;
+        u32 step = steps[slot];
+        u64 key_held = keys_held[slot];
+        u32 table_held = tables_held[slot];
+        for (u32 at = start; at < end; at++) {
+            // the least of (vacant first, step, lane); what is staged is no candidate
+            u64 rank = vacant ? lane : ((u64)step + 1) << 32 | lane;
+            if (!vacant && step >= floor) rank = ~0ull;
+            u64 least = rank;
+#pragma unroll
+            for (u32 bits = WARP_THREADS / 2; bits > 0; bits /= 2) {
+                const u64 other = __shfl_xor_sync(ALL_OF_A_WARP, least, bits);
+                least = other < least ? other : least;
+            }
+            if (least == ~0ull) {
+                if (lane == 0) {
+                    slots[at] = NO_SLOT;
+                    evicted_tables[at] = NO_TABLE;
+                }
+                continue; // all lanes do, for all have the same least
+            }
+            if (rank != least) continue; // they meet again at the next key's shuffle
+            slots[at] = slot;
+            evicted_keys[at] = key_held;
+            evicted_tables[at] = vacant ? NO_TABLE : table_held;
+            vacant = false;
+            step = now;
+            key_held = keys[at];
+            table_held = tables[at];
+            digests[slot] = digest_of(hash_of(table_held, key_held));
+            keys_held[slot] = key_held;
+            tables_held[slot] = table_held;
+            steps[slot] = step;
+        }
+    }
+}
+
+// Makes slots vacant; NO_SLOT stands for none. slots: [n]
+extern "C" __global__ void clear_slots(
+    const u32* __restrict__ slots, u64 n, u8* __restrict__ digests) {
+    const u64 stride = (u64)gridDim.x * blockDim.x;
+    for (u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x; at < n; at += stride) {
+        if (slots[at] != NO_SLOT) digests[slots[at]] = 0;
+    }
+}
