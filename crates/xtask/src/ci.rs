@@ -10,7 +10,8 @@ use crate::nvrtc;
 use crate::suite::{self, Sums};
 use crate::workspace::{Workspace, call};
 
-/// Formatting, setup, lints, licences where cargo-deny is there, CUDA's compiler, tests. A stage that fails ends the run.
+/// Formatting, setup, lints, licences where cargo-deny is there, CUDA's compiler, tests. A stage
+/// that fails ends the run.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let mut stages = Stages { times: Vec::new() };
     let outcome = run_stages(workspace, &mut stages);
