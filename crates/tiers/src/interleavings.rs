@@ -252,8 +252,9 @@ fn held_rows_stop_the_loader_until_they_are_let_go() {
 fn a_flush_beside_pushes_writes_what_was_pushed_before_it() {
     explore(EIGHT_ROWS, |order| {
         let store = order.open(0);
-        // pushed and still held: only the flush itself can say that the rows are dirty
+        // clean, then pushed and still held: only the flush itself can say that they are dirty
         let held = store.stage(&order.batch(&[0, 1, 2])).unwrap();
+        store.flush().unwrap();
         store.push(&held, &vec![1.0; held.rows_floats()], 1.0).unwrap();
         let trainer = {
             let (store, order) = (Arc::clone(&store), order.clone());
