@@ -21,11 +21,14 @@ impl Sketch {
         Self { counters: vec![0; Self::BYTES], sights: 0 }
     }
 
+    /// Sights at which all counts are halved.
+    pub(crate) const SIGHTS_MAX: u64 = 2 * Self::BYTES as u64;
+
     /// What [`Self::to_bytes`] gave; `None` if it is not that.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (sights, counters) = bytes.split_first_chunk::<8>()?;
-        let sound = counters.len() == Self::BYTES;
         let sights = u64::from_le_bytes(*sights);
+        let sound = counters.len() == Self::BYTES && sights < Self::SIGHTS_MAX;
         sound.then(|| Self { counters: counters.to_vec(), sights })
     }
 
@@ -44,7 +47,7 @@ impl Sketch {
             }
         }
         self.sights += 1;
-        if self.sights >= 2 * self.counters.len() as u64 {
+        if self.sights >= Self::SIGHTS_MAX {
             self.halve();
         }
         u32::from(seen)
@@ -93,6 +96,14 @@ mod tests {
             }
         }
         assert!(early < 4000, "{early} of 400,000 sights were taken for later ones");
+    }
+
+    #[test]
+    fn more_sights_than_are_ever_counted_are_refused() {
+        let mut bytes = Sketch::new().to_bytes();
+        assert!(Sketch::from_bytes(&bytes).is_some());
+        bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(Sketch::from_bytes(&bytes).is_none());
     }
 
     #[test]

@@ -42,6 +42,8 @@ mod tests;
 
 pub use config::{Durability, StoreConfig, TableShare};
 pub use error::{Error, Result};
+#[doc(hidden)] // decoders, for the fuzzer
+pub use meta::{decode_any, record_seeds};
 pub use section::host_bytes_per_row;
 pub use staging::{Staged, Staging};
 pub use store::Store;

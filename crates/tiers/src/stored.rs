@@ -2,7 +2,7 @@
 //! past for the policy, and for tables whose rows expire four bytes that say when it was last
 //! staged. Rows of the first format end behind the state. It reads no SSD.
 
-use table::Key;
+use table::{Key, RowLayout, TableId};
 
 use crate::store::Table;
 use crate::{Error, Result};
@@ -34,16 +34,7 @@ pub(crate) fn encode(
 impl<'a> StoredRow<'a> {
     /// Refuses bytes that can't be a row of this table.
     pub(crate) fn decode(table: &Table, key: Key, bytes: &'a [u8]) -> Result<Self> {
-        let floats_bytes = table.layout.bytes();
-        let (found, expected) = (bytes.len(), floats_bytes + 1 + 4 * usize::from(table.stamped()));
-        if found != expected && found != floats_bytes {
-            return Err(Error::Corrupt { table: table.id, key, found, expected });
-        }
-        let (floats, tail) = bytes.split_at(floats_bytes);
-        let (embedding, state) = floats.split_at(table.layout.dim * size_of::<f32>());
-        let stamp = tail.get(1..).and_then(|stamp| stamp.first_chunk::<4>());
-        let stamp = stamp.map(|stamp| u32::from_le_bytes(*stamp));
-        Ok(Self { embedding, state, history: tail.first().copied(), stamp })
+        decode_row(table.id, table.layout, table.stamped(), key, bytes)
     }
 
     /// Copies the floats to where they belong.
@@ -51,4 +42,24 @@ impl<'a> StoredRow<'a> {
         bytemuck::cast_slice_mut::<f32, u8>(embedding).copy_from_slice(self.embedding);
         bytemuck::cast_slice_mut::<f32, u8>(state).copy_from_slice(self.state);
     }
+}
+
+/// Refuses bytes that can't be a row of this layout.
+pub(crate) fn decode_row(
+    table: TableId,
+    layout: RowLayout,
+    stamped: bool,
+    key: Key,
+    bytes: &[u8],
+) -> Result<StoredRow<'_>> {
+    let floats_bytes = layout.bytes();
+    let (found, expected) = (bytes.len(), floats_bytes + 1 + 4 * usize::from(stamped));
+    if found != expected && found != floats_bytes {
+        return Err(Error::Corrupt { table, key, found, expected });
+    }
+    let (floats, tail) = bytes.split_at(floats_bytes);
+    let (embedding, state) = floats.split_at(layout.dim * size_of::<f32>());
+    let stamp = tail.get(1..).and_then(|stamp| stamp.first_chunk::<4>());
+    let stamp = stamp.map(|stamp| u32::from_le_bytes(*stamp));
+    Ok(StoredRow { embedding, state, history: tail.first().copied(), stamp })
 }

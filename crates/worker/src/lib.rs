@@ -29,3 +29,5 @@ pub use report::Report;
 pub use trace::{TraceFile, trace_to};
 pub use train::train_command;
 pub use weights::export_command;
+#[doc(hidden)] // decoders, for the fuzzer
+pub use weights::{embedding_rows, init_from};

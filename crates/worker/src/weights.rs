@@ -191,7 +191,7 @@ impl TableRows<'_> {
 }
 
 /// Puts the weights of a safetensors file into the model and the tables; returns each table's rows.
-pub(crate) fn init_from(
+pub fn init_from(
     path: &Path,
     model: &mut Model,
     tables: &[TableId],
@@ -227,7 +227,7 @@ pub(crate) fn init_from(
 }
 
 /// The rows of each table in a safetensors file, by its header alone.
-pub(crate) fn embedding_rows(path: &Path, tables: usize, dim: usize) -> Result<Vec<u64>> {
+pub fn embedding_rows(path: &Path, tables: usize, dim: usize) -> Result<Vec<u64>> {
     let file = WeightsFile::open(path)?;
     (0..tables).map(|t| file.table_rows(&format!("emb_l.{t}.weight"), dim)).collect()
 }

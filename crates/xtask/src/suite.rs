@@ -14,7 +14,7 @@ use crate::workspace::{Workspace, line};
 
 /// Variables that hold a path. Tests run in their crate's folder, so that a relative one would lead
 /// elsewhere.
-const PATHS: [&str; 2] = ["EMBEDDING_PS_DATA", "EMBEDDING_PS_PYTHON"];
+const PATHS: [&str; 3] = ["EMBEDDING_PS_DATA", "EMBEDDING_PS_PYTHON", "EMBEDDING_PS_FUZZ_CORPUS"];
 
 const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 
