@@ -1,7 +1,7 @@
 //! Vectors of the network's kernels, made by `dlrm`'s own functions. Those of rows are `gpu`'s.
 
-use dlrm::FeatureRows;
 use dlrm::reference::{interact, interact_backward, pool_rows, row_gradients};
+use dlrm::{FeatureRows, Pooling};
 use gpu::kernels::{BLOCK, Interaction, WARP, grid};
 use gpu::vectors::{Argument, Case, buffer, floats, memory_of, offsets};
 use table::mix;
@@ -102,8 +102,10 @@ fn pools(
             (indices, ends)
         })
         .collect();
-    let taken: Vec<FeatureRows<'_>> =
-        by_feature.iter().map(|(indices, offsets)| FeatureRows { indices, offsets }).collect();
+    let taken: Vec<FeatureRows<'_>> = by_feature
+        .iter()
+        .map(|(indices, offsets)| FeatureRows { indices, offsets, pooling: Pooling::Sum })
+        .collect();
     let mut starts = vec![0_u32];
     starts.extend(bags.iter().scan(0, |end, bag| {
         *end += bag.len() as u32;
@@ -153,8 +155,10 @@ fn pools(
             ((0..samples).flat_map(of).collect(), ends)
         })
         .collect();
-    let taken_own: Vec<FeatureRows<'_>> =
-        own.iter().map(|(indices, offsets)| FeatureRows { indices, offsets }).collect();
+    let taken_own: Vec<FeatureRows<'_>> = own
+        .iter()
+        .map(|(indices, offsets)| FeatureRows { indices, offsets, pooling: Pooling::Sum })
+        .collect();
     let mut weighted = before.clone();
     pool_rows(&taken_own, &weighted_rows, dim, &mut weighted);
 

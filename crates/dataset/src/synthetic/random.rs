@@ -49,7 +49,7 @@ impl Stream {
     /// The stream of the n-th draw where a row has several; of draw 0, this one.
     #[inline]
     pub(super) fn of_draw(self, draw: u32) -> Stream {
-        if draw == 0 { self } else { Self(mix(self.0.wrapping_add(mix(u64::from(draw))))) }
+        if draw == 0 { self } else { Self(scatter(self.0.wrapping_add(scatter(u64::from(draw))))) }
     }
 
     /// Mean 0, standard deviation 1, nearly normal: the sum of four uniform numbers.
