@@ -1,5 +1,5 @@
-//! `train --trace`: a file that viewers take, in which the threads' work overlaps; bounded, and whole
-//! where the run ends with an error.
+//! `train --trace`: a file that viewers take, in which the threads' work overlaps; bounded, and
+//! whole where the run ends with an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
