@@ -324,8 +324,8 @@ pub struct TrainArgs {
     #[arg(long, requires = "report")]
     pub report_losses: bool,
     /// Write what every thread does at which step, for ui.perfetto.dev or chrome://tracing:
-    /// reading, unique keys, staging, waits, pull, compute, push. Of the run's first 1000 steps, and 200000
-    /// spans of theirs at most: 49 MiB
+    /// reading, unique keys, staging, waits, pull, compute, push. Of the run's first 1000 steps, and
+    /// 200000 spans of theirs at most: 49 MiB
     #[arg(long, value_name = "FILE.json")]
     pub trace: Option<PathBuf>,
 }
