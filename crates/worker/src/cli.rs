@@ -317,15 +317,16 @@ pub struct TrainArgs {
     /// Threads that compute [default: one a core]
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Write a JSON report
+    /// Write a JSON report, and beside it curves of the loss and of the test AUC: NAME.loss.svg and
+    /// NAME.auc.svg
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
     /// With --report: the loss of every step
     #[arg(long, requires = "report")]
     pub report_losses: bool,
     /// Write what every thread does at which step, for ui.perfetto.dev or chrome://tracing:
-    /// reading, unique keys, staging, waits, pull, compute, push. Of the run's first 1000 steps, and
-    /// 200000 spans of theirs at most: 49 MiB
+    /// reading, unique keys, staging, waits, pull, compute, push. Of the run's first 1000 steps,
+    /// and 200000 spans of theirs at most: 49 MiB
     #[arg(long, value_name = "FILE.json")]
     pub trace: Option<PathBuf>,
 }

@@ -7,6 +7,7 @@ pub mod cli;
 
 mod cache;
 mod card;
+mod curves;
 mod error;
 mod evaluate;
 mod generate;

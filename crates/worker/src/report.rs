@@ -2,7 +2,7 @@
 //! output. It measures nothing.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use table::StoreStatus;
@@ -33,6 +33,9 @@ pub struct Report {
     /// The evaluations of `--test-freq`, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<Test>,
+    /// The pictures beside the report, by their file names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub curves: Vec<PathBuf>,
     /// Whether `--mlperf-auc-threshold` ended the training.
     pub auc_reached: bool,
     /// What the generator's own probabilities reach on the evaluated rows.
@@ -122,6 +125,14 @@ impl Report {
         self.store = Some(store);
     }
 
+    /// Step and quality of each test, and of the evaluation at the end where no test was.
+    pub(crate) fn tests_and_end(&self) -> impl Iterator<Item = (u64, Quality)> {
+        let end = self.quality.map(|quality| (self.steps, quality));
+        let tested = self.tests.last().is_some_and(|test| test.step == self.steps);
+        let tests = self.tests.iter().map(|test| (test.step, test.quality));
+        tests.chain(end.filter(|_| !tested))
+    }
+
     /// Writes the JSON, whole or not at all.
     pub(crate) fn write(&self, path: &Path) -> Result<()> {
         let text = serde_json::to_string_pretty(self)
@@ -161,6 +172,10 @@ impl Report {
         }
         if let Some(store) = &self.store {
             text.push_str(&tier_lines(store));
+        }
+        if !self.curves.is_empty() {
+            let names: Vec<_> = self.curves.iter().map(|name| name.to_string_lossy()).collect();
+            let _ = writeln!(text, "curves beside the report: {}", names.join(", "));
         }
         text
     }

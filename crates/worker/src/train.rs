@@ -14,6 +14,7 @@ use wire::Session;
 
 use crate::card::Card;
 use crate::cli::{Pooling, TrainArgs};
+use crate::curves::{LossCurve, write_curves};
 use crate::evaluate::evaluate;
 use crate::pipeline::{Ahead, Course, Staged, Tally, spawn, stage_ahead};
 use crate::progress::Progress;
@@ -38,7 +39,8 @@ pub fn train_command(
         losses: args.report_losses.then(Vec::new),
         ..Report::default()
     };
-    train(&mut training, args, session, stop, &mut report)?;
+    let mut curve = LossCurve::default();
+    train(&mut training, args, session, stop, &mut report, &mut curve)?;
     training.card.steps += report.steps;
     report.set_store(session.status().map_err(Error::session("ask for status"))?);
     if let (Some((source, options)), false) = (&training.evaluation, report.interrupted) {
@@ -58,6 +60,8 @@ pub fn train_command(
         weights::save(path, &training.card, &training.model, &training.tables, session)?;
     }
     if let Some(path) = &args.report {
+        let loss = training.card.architecture.loss;
+        report.curves = write_curves(path, &report, &curve, loss)?;
         report.write(path)?;
     }
     let lines = report.lines();
@@ -82,6 +86,7 @@ fn train(
     session: &dyn Session,
     stop: &AtomicBool,
     report: &mut Report,
+    curve: &mut LossCurve,
 ) -> Result<()> {
     let course =
         Course { tables: &training.tables, epochs: args.nepochs, lookahead: args.lookahead };
@@ -108,6 +113,7 @@ fn train(
         pooling: training.card.pooling,
         rows: Vec::new(),
         report,
+        curve,
     };
     let outcome = std::thread::scope(|scope| {
         let open = |epoch: u64| {
@@ -170,6 +176,7 @@ struct Steps<'a> {
     pooling: Pooling,
     rows: Vec<f32>, // [n_unique, dim]
     report: &'a mut Report,
+    curve: &'a mut LossCurve,
 }
 
 impl Steps<'_> {
@@ -295,6 +302,7 @@ impl Steps<'_> {
 
         self.report.steps += 1;
         self.report.samples += staged.batch.labels.len() as u64;
+        self.curve.add(loss);
         if let Some(losses) = &mut self.report.losses {
             losses.push(loss);
         }
