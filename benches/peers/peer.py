@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 EPS = 1e-10
+BOUND = 0.05  # of new rows: sums of a hundred rows of PyTorch's own N(0, 1) diverge
 
 
 def read_batches(path, model):
@@ -50,6 +51,8 @@ class Bags(nn.Module):
         self.hots, self.batch = model["hots"], model["batch"]
         bag = lambda rows: nn.EmbeddingBag(rows, model["dim"], mode="sum", sparse=True)
         self.tables = nn.ModuleList(bag(rows) for rows in model["rows"])
+        for table in self.tables:
+            nn.init.uniform_(table.weight, -BOUND, BOUND)
 
     def prepare(self, keys):
         offsets = [torch.arange(self.batch) * hot for hot in self.hots]
@@ -68,6 +71,7 @@ class OneBag(nn.Module):
         self.hots, self.batch, self.dim = model["hots"], model["batch"], model["dim"]
         self.first = np.concatenate([[0], np.cumsum(model["rows"])]).tolist()
         self.table = nn.EmbeddingBag(self.first[-1], self.dim, mode="sum", sparse=True)
+        nn.init.uniform_(self.table.weight, -BOUND, BOUND)
 
     def prepare(self, keys):
         # sample after sample, so that the result is [batch, features, dim] without a copy
@@ -113,7 +117,7 @@ class Fbgemm(nn.Module):
             pooling_mode=PoolingMode.SUM,
         )
         for weights in self.tables.split_embedding_weights():
-            weights.uniform_(-0.05, 0.05)
+            weights.uniform_(-BOUND, BOUND)
 
     def prepare(self, keys):
         lengths = torch.tensor(self.hots).repeat_interleave(self.batch)

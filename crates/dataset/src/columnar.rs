@@ -350,8 +350,7 @@ impl Bags {
         Ok(ids)
     }
 
-    /// Appends the weights of one row's keys, of which there are `ids`. What is wrong comes with its
-    /// role.
+    /// Appends the weights of one row, which has so many `ids`. What is wrong comes with its role.
     fn append_weights(
         &self,
         row: usize,
