@@ -1,5 +1,5 @@
-//! Rows to samples and gradients back: pooling of jagged features, and its reverse. It does not know
-//! where rows come from.
+//! Rows to samples and gradients back: pooling of jagged features, and its reverse. It does not
+//! know where rows come from.
 
 use std::ops::Range;
 
@@ -23,8 +23,8 @@ pub(crate) fn pool(
     }
 }
 
-/// Writes one sample's pooled rows of one feature: the indices in order, each product rounded before
-/// it is added.
+/// Writes one sample's pooled rows of one feature: the indices in order, each product rounded
+/// before it is added.
 fn pool_bag(
     feature: &FeatureRows<'_>,
     span: Range<usize>,
@@ -294,7 +294,9 @@ mod tests {
             let (taken, upstream): (Vec<_>, Vec<_>) = bags.iter().cloned().unzip();
             let (indices, weights): (Vec<u32>, Vec<f32>) = taken.iter().flatten().copied().unzip();
             let mut offsets = vec![0];
-            taken.iter().for_each(|bag| offsets.push(offsets[offsets.len() - 1] + bag.len() as u32));
+            for bag in &taken {
+                offsets.push(offsets[offsets.len() - 1] + bag.len() as u32);
+            }
             for pooling in [Pooling::Sum, Pooling::Mean, Pooling::Weighted(&weights)] {
                 let (mut vectors, mut gradients) = (Vec::new(), vec![0.0_f64; rows.len()]);
                 for (bag, upstream) in taken.iter().zip(&upstream) {
