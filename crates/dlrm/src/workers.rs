@@ -1,7 +1,8 @@
 //! The threads that compute. They only decide who does an item, never what an item is: the caller
 //! cuts the work into items that do not depend on the number of threads.
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
+use std::sync::{Mutex, PoisonError};
+
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::{Error, Result};
@@ -26,13 +27,19 @@ impl Workers {
         Ok(Self { pool })
     }
 
-    /// Calls `each` once with every item and its place.
+    /// Calls `each` once with every item and its place. Threads take items in their order, each
+    /// the next when it is done with one, so that none waits beside work that another has set aside.
     pub(crate) fn for_each<T: Send>(&self, items: &mut [T], each: impl Fn(usize, &mut T) + Sync) {
         match &self.pool {
-            Some(pool) if items.len() > 1 => pool.install(|| {
-                let items = items.par_iter_mut().enumerate().with_max_len(1);
-                items.for_each(|(i, item)| each(i, item));
-            }),
+            Some(pool) if items.len() > 1 => {
+                let queue = Mutex::new(items.iter_mut().enumerate());
+                let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                pool.broadcast(|_| {
+                    while let Some((i, item)) = next() {
+                        each(i, item);
+                    }
+                });
+            }
             _ => items.iter_mut().enumerate().for_each(|(i, item)| each(i, item)),
         }
     }
