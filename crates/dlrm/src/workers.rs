@@ -27,8 +27,8 @@ impl Workers {
         Ok(Self { pool })
     }
 
-    /// Calls `each` once with every item and its place. Threads take items in their order, each
-    /// the next when it is done with one, so that none waits beside work that another has set aside.
+    /// Calls `each` once with every item and its place. Threads take items in their order, each the
+    /// next when it is done with one, so that none waits beside work that another set aside.
     pub(crate) fn for_each<T: Send>(&self, items: &mut [T], each: impl Fn(usize, &mut T) + Sync) {
         match &self.pool {
             Some(pool) if items.len() > 1 => {
