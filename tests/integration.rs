@@ -21,5 +21,7 @@ mod quality;
 mod reference;
 #[path = "integration/restart.rs"]
 mod restart;
+#[path = "integration/tensorboard.rs"]
+mod tensorboard;
 #[path = "integration/trace.rs"]
 mod trace;

@@ -324,6 +324,10 @@ pub struct TrainArgs {
     /// With --report: the loss of every step
     #[arg(long, requires = "report")]
     pub report_losses: bool,
+    /// Write an event file for TensorBoard into this folder, while the training runs: mean loss,
+    /// samples/s and hit rates of every --print-freq steps (else 100), and each test's quality
+    #[arg(long, value_name = "DIR")]
+    pub tensor_board_filename: Option<PathBuf>,
     /// Write what every thread does at which step, for ui.perfetto.dev or chrome://tracing:
     /// reading, unique keys, staging, waits, pull, compute, push. Of the run's first 1000 steps,
     /// and 200000 spans of theirs at most: 49 MiB

@@ -70,7 +70,13 @@ impl Error {
             Error::Input(_) | Error::Model(_) | Error::Weights { .. } => true,
             Error::Data(error) => error.is_bad_input(),
             Error::Session { source, .. } => source.code().is_bad_input(),
-            Error::File { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Error::File { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::AlreadyExists
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::IsADirectory
+            ),
             Error::Diverged { .. } => true,
             Error::Thread { .. } => false,
         }

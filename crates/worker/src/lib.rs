@@ -17,6 +17,7 @@ mod progress;
 mod quality;
 mod report;
 mod setup;
+mod tensorboard;
 mod trace;
 mod train;
 mod weights;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{ReadOptions, Reader, Shuffle, Source};
 use dlrm::{FeatureRows, LearningRate, Model, StepInput};
-use table::{Step, TableId};
+use table::{Counters, Step, TableId};
 use wire::Session;
 
 use crate::card::Card;
@@ -20,6 +20,7 @@ use crate::pipeline::{Ahead, Course, Staged, Tally, spawn, stage_ahead};
 use crate::progress::Progress;
 use crate::report::{Report, Test};
 use crate::setup::{Training, bayes_of};
+use crate::tensorboard::EventFile;
 use crate::trace::{STEPS_MAX, span};
 use crate::weights;
 use crate::{Error, Result};
@@ -40,7 +41,11 @@ pub fn train_command(
         ..Report::default()
     };
     let mut curve = LossCurve::default();
-    train(&mut training, args, session, stop, &mut report, &mut curve)?;
+    let mut events = match &args.tensor_board_filename {
+        Some(folder) => Some(EventFile::create(folder, args.print_freq, counters(session)?)?),
+        None => None,
+    };
+    train(&mut training, args, session, stop, &mut report, &mut curve, events.as_mut())?;
     training.card.steps += report.steps;
     report.set_store(session.status().map_err(Error::session("ask for status"))?);
     if let (Some((source, options)), false) = (&training.evaluation, report.interrupted) {
@@ -53,6 +58,11 @@ pub fn train_command(
             }
         });
         report.bayes = bayes_of(source, options)?;
+    }
+    if let (Some(events), Some(quality)) = (&mut events, &report.quality)
+        && report.tests.last().is_none_or(|test| test.step < report.steps)
+    {
+        events.test(training.card.steps, quality)?;
     }
     if let Some(path) = &args.save_model
         && !keeps_best(args, &report)
@@ -76,6 +86,11 @@ fn keeps_best(args: &TrainArgs, report: &Report) -> bool {
     whole && best.is_some() && best >= end
 }
 
+/// What the store has counted, all tables together.
+fn counters(session: &dyn Session) -> Result<Counters> {
+    Ok(session.status().map_err(Error::session("ask for status"))?.totals())
+}
+
 fn f64_max(best: Option<f64>, auc: f64) -> Option<f64> {
     Some(best.map_or(auc, |best| best.max(auc)))
 }
@@ -87,6 +102,7 @@ fn train(
     stop: &AtomicBool,
     report: &mut Report,
     curve: &mut LossCurve,
+    events: Option<&mut EventFile>,
 ) -> Result<()> {
     let course =
         Course { tables: &training.tables, epochs: args.nepochs, lookahead: args.lookahead };
@@ -114,6 +130,7 @@ fn train(
         rows: Vec::new(),
         report,
         curve,
+        events,
     };
     let outcome = std::thread::scope(|scope| {
         let open = |epoch: u64| {
@@ -133,8 +150,7 @@ fn train(
         }
         outcome
     });
-    let train_time = steps.started.elapsed().saturating_sub(steps.test_time);
-    report.train_s = train_time.as_secs_f64();
+    report.train_s = steps.train_time().as_secs_f64();
     report.samples_per_s = report.samples as f64 / report.train_s;
     report.stage_s = tally.stage_ns.load(Ordering::Relaxed) as f64 * 1e-9;
     report.rows_skipped = tally.rows_skipped.load(Ordering::Relaxed);
@@ -177,6 +193,7 @@ struct Steps<'a> {
     rows: Vec<f32>, // [n_unique, dim]
     report: &'a mut Report,
     curve: &'a mut LossCurve,
+    events: Option<&'a mut EventFile>,
 }
 
 impl Steps<'_> {
@@ -206,6 +223,11 @@ impl Steps<'_> {
             let rows = next.batch.labels.len() as u64;
             shown.add(loss);
             progress.advance(rows, || shown.describe(self.session));
+            let trained = self.train_time();
+            if let Some(events) = &mut self.events {
+                let count = || counters(self.session);
+                events.add(self.first_step + self.report.steps, rows, loss, trained, count)?;
+            }
             let _ = spare.try_send(next); // a full ring of buffers lets one go
             (print_loss, print_steps) = (print_loss + f64::from(loss), print_steps + 1);
             if self.print_freq == Some(print_steps) {
@@ -222,7 +244,17 @@ impl Steps<'_> {
         self.report.push_s += pusher.wait()?.as_secs_f64();
         self.session.settle().map_err(Error::session("settle pushes"))?;
         progress.finish(&shown.describe(self.session));
+        let trained = self.train_time();
+        if let Some(events) = &mut self.events {
+            let step = self.first_step + self.report.steps;
+            events.finish(step, trained, &counters(self.session)?)?;
+        }
         Ok(())
+    }
+
+    /// Wall time of training so far, tests apart.
+    fn train_time(&self) -> Duration {
+        self.started.elapsed().saturating_sub(self.test_time)
     }
 
     /// Evaluates if it is time to, and tells whether the AUC to stop at is reached. The steps that
@@ -237,7 +269,7 @@ impl Steps<'_> {
         self.report.push_s += pusher.wait()?.as_secs_f64();
         self.session.settle().map_err(Error::session("settle pushes"))?;
         let testing = Instant::now();
-        let train_s = self.started.elapsed().saturating_sub(self.test_time).as_secs_f64();
+        let train_s = self.train_time().as_secs_f64();
         let (source, options) = tests.evaluation;
         let reader = dataset::open(source, options)?;
         let quality = evaluate(reader, tests.tables, self.session, self.model, self.pooling)?;
@@ -247,6 +279,9 @@ impl Steps<'_> {
             let steps = tests.card.steps + step;
             let card = Card { steps, ..tests.card.clone() };
             weights::save(path, &card, self.model, tests.tables, self.session)?;
+        }
+        if let Some(events) = &mut self.events {
+            events.test(self.first_step + step, &quality)?;
         }
         self.report.tests.push(Test { step, train_s, quality });
         self.test_time += testing.elapsed();
