@@ -13,6 +13,8 @@ mod budget;
 mod cache;
 #[path = "integration/generated.rs"]
 mod generated;
+#[path = "integration/predict.rs"]
+mod predict;
 #[path = "integration/pytorch.rs"]
 mod pytorch;
 #[path = "integration/quality.rs"]

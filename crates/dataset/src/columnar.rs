@@ -25,7 +25,7 @@ use table::Key;
 use crate::error::{Place, shown};
 use crate::reader::{BadRowCount, Rows};
 use crate::text::{choose_columns, string_key};
-use crate::{Batch, Error, Jagged, ReadOptions, Result, RowSelection, Schema};
+use crate::{Batch, Error, Jagged, Labels, ReadOptions, Result, RowSelection, Schema};
 
 /// Rows decoded at a time; with list columns of thousands of ids still a few tens of megabytes.
 const STRETCH_ROWS_MAX: usize = 4096;
@@ -47,9 +47,20 @@ pub(crate) struct ParquetRows {
 
 /// Where the columns of the schema are: in the file, for messages, and in the decoded stretch.
 struct Places {
+    first_role: usize,            // 0, the label; 1 where that is left out
     file: Vec<usize>,             // label, dense, categorical, weights
     decoded: Vec<usize>,          // the same
     weighted: Vec<Option<usize>>, // for each feature the role of its weights
+}
+
+impl Places {
+    fn file(&self, role: usize) -> usize {
+        self.file[role - self.first_role]
+    }
+
+    fn decoded(&self, role: usize) -> usize {
+        self.decoded[role - self.first_role]
+    }
 }
 
 impl ParquetRows {
@@ -72,11 +83,14 @@ impl ParquetRows {
         if rows_total == 0 {
             return Err(Error::Empty { file: path.to_owned(), expected: "rows" });
         }
+        let first_role = usize::from(options.labels == Labels::LeftOut);
         let wanted = std::iter::once(&schema.label).chain(&schema.dense).chain(&schema.categorical);
-        let mut file_places: Vec<usize> =
-            wanted.filter_map(|name| names.iter().position(|other| other == name)).collect();
-        for (role, &place) in file_places.iter().enumerate() {
-            check_type(path, &schema, role, fields[place].data_type())?;
+        let mut file_places: Vec<usize> = wanted
+            .skip(first_role)
+            .filter_map(|name| names.iter().position(|other| other == name))
+            .collect();
+        for (place, role) in file_places.iter().zip(first_role..) {
+            check_type(path, &schema, role, fields[*place].data_type())?;
         }
         let mut weighted = vec![None; schema.categorical.len()];
         for (name, role) in schema.categorical.iter().zip(&mut weighted) {
@@ -84,7 +98,7 @@ impl ParquetRows {
             let place = names.iter().position(|other| options.weights && *other == name);
             let Some(place) = place else { continue };
             check_weights_type(path, &name, fields[place].data_type())?;
-            *role = Some(file_places.len());
+            *role = Some(first_role + file_places.len());
             file_places.push(place);
         }
         if options.weights && weighted.iter().all(Option::is_none) {
@@ -102,7 +116,7 @@ impl ParquetRows {
         ascending.sort_unstable();
         let decoded = file_places.iter().map(|place| ascending.partition_point(|p| p < place));
         let decoded = decoded.collect();
-        let places = Places { decoded, file: file_places, weighted };
+        let places = Places { first_role, decoded, file: file_places, weighted };
         let mask = ProjectionMask::roots(builder.parquet_schema(), ascending);
         let decoder = builder
             .with_projection(mask)
@@ -149,7 +163,7 @@ impl ParquetRows {
         Error::Value {
             file: self.path.clone(),
             place: Place::Row(self.index),
-            column: self.places.file[fault.role] + 1,
+            column: self.places.file(fault.role) + 1,
             name: names.nth(fault.role).unwrap_or_default(),
             found: fault.found,
             expected: fault.expected,
@@ -202,14 +216,14 @@ struct Fault {
 /// Some rows of all columns.
 struct Stretch {
     rows: usize,
-    label: Floats,
+    label: Option<Floats>, // where it is read
     dense: Vec<Floats>,
     categorical: Vec<Bags>,
 }
 
 impl Stretch {
     fn new(decoded: &RecordBatch, places: &Places, dense: usize) -> Self {
-        let column = |role: usize| decoded.column(places.decoded[role]);
+        let column = |role: usize| decoded.column(places.decoded(role));
         let features = places.weighted.iter().enumerate();
         let categorical = features.map(|(feature, weights)| {
             let weights = weights.map(|role| Weights::new(role, column(role)));
@@ -217,7 +231,7 @@ impl Stretch {
         });
         Self {
             rows: decoded.num_rows(),
-            label: Floats::new(column(0)),
+            label: (places.first_role == 0).then(|| Floats::new(column(0))),
             dense: (1..=dense).map(|role| Floats::new(column(role))).collect(),
             categorical: categorical.collect(),
         }
@@ -232,10 +246,11 @@ impl Stretch {
         dense: &mut Vec<f64>,
     ) -> std::result::Result<(), Fault> {
         let fault = |role, found, expected| Err(Fault { role, found, expected });
-        let label = match self.label.get(row) {
-            Some(label) if (0.0..=1.0).contains(&label) => label as f32,
-            Some(label) => return fault(0, label.to_string(), "a label from 0 to 1"),
-            None => return fault(0, "null".to_owned(), "a label from 0 to 1"),
+        let label = match self.label.as_ref().map(|label| label.get(row)) {
+            None => f32::NAN,
+            Some(Some(label)) if (0.0..=1.0).contains(&label) => label as f32,
+            Some(Some(label)) => return fault(0, label.to_string(), "a label from 0 to 1"),
+            Some(None) => return fault(0, "null".to_owned(), "a label from 0 to 1"),
         };
         let dense_before = dense.len();
         for (column, values) in self.dense.iter().enumerate() {

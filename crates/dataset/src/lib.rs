@@ -36,7 +36,7 @@ mod error;
 pub use batch::{Batch, Distinct, Jagged};
 pub use cache::{CacheCard, CacheSize, cache_card, write_cache};
 pub use error::{Error, Place, Result};
-pub use options::{BadRows, DenseColumns, ReadOptions, RowSelection, Schema};
+pub use options::{BadRows, DenseColumns, Labels, ReadOptions, RowSelection, Schema};
 pub use reader::{Reader, fit_standardisation, fit_transform, open};
 pub use shuffle::Shuffle;
 pub use source::Source;

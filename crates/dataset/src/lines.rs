@@ -109,6 +109,20 @@ impl Lines {
         Ok(Some(Line::Text(line)))
     }
 
+    /// The beginning of the next line, which is not given out: all of it, unless it is too long.
+    /// Nothing at the end of the file.
+    pub(crate) fn peek(&mut self) -> Result<&[u8]> {
+        loop {
+            let fresh = &self.buffer[self.start..self.end];
+            let end = memchr::memchr(b'\n', fresh);
+            if end.is_some() || self.input_ended || fresh.len() > LINE_BYTES_MAX + 1 {
+                let line = self.start..end.map_or(self.end, |at| self.start + at);
+                return Ok(&self.buffer[line]);
+            }
+            self.refill()?;
+        }
+    }
+
     /// Whether no line is left.
     pub(crate) fn at_end(&mut self) -> Result<bool> {
         while self.start == self.end && !self.input_ended {

@@ -15,6 +15,8 @@ pub struct ReadOptions {
     pub batch_rows: usize,
     /// Which rows of the source are read.
     pub rows: RowSelection,
+    /// Whether rows must have a label.
+    pub labels: Labels,
     /// The name of the label's column, where columns have names.
     pub label_column: String,
     /// Which of the named columns are dense; the others are categorical.
@@ -57,6 +59,7 @@ impl ReadOptions {
         Self {
             batch_rows,
             rows: RowSelection::All,
+            labels: Labels::Read,
             label_column: "label".to_owned(),
             dense_columns: DenseColumns::Prefixed,
             schema: None,
@@ -100,6 +103,16 @@ impl RowSelection {
             RowSelection::Test => bucket == 9,
         }
     }
+}
+
+/// Whether rows must have a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labels {
+    /// Each has one, from 0 to 1.
+    Read,
+    /// Files need no column for it, and where there is one it is not looked at: what a batch then
+    /// has for labels means nothing.
+    LeftOut,
 }
 
 /// Which named columns are dense.

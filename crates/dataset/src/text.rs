@@ -9,7 +9,9 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::{Place, shown};
 use crate::lines::{Line, Lines};
 use crate::reader::{BadRowCount, Rows};
-use crate::{Batch, DenseColumns, Error, Jagged, ReadOptions, Result, RowSelection, Schema};
+use crate::{
+    Batch, DenseColumns, Error, Jagged, Labels, ReadOptions, Result, RowSelection, Schema,
+};
 
 /// The longest line that is read.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
@@ -55,7 +57,14 @@ impl TextRows {
                 columns: names_of(&schema).join(", "),
             });
         }
-        let mut columns = vec![Column { name: schema.label.clone(), role: Role::Label }];
+        let mut lines = Lines::open(path)?;
+        lines.expect_some("rows of a label, 13 integers and 26 tokens")?;
+        let unlabelled = schema.dense.len() + schema.categorical.len();
+        let mut columns = match options.labels {
+            Labels::Read => vec![Column { name: schema.label.clone(), role: Role::Label }],
+            Labels::LeftOut if fields(lines.peek()?) == unlabelled => Vec::new(),
+            Labels::LeftOut => vec![Column { name: schema.label.clone(), role: Role::LeftOut }],
+        };
         for (place, name) in schema.dense.iter().enumerate() {
             columns.push(Column { name: name.clone(), role: Role::Integer(place) });
         }
@@ -66,8 +75,6 @@ impl TextRows {
             };
             columns.push(Column { name: name.clone(), role });
         }
-        let mut lines = Lines::open(path)?;
-        lines.expect_some("rows of a label, 13 integers and 26 tokens")?;
         Ok((Self::new(lines, columns, &schema, options), schema))
     }
 
@@ -90,7 +97,10 @@ impl TextRows {
         let columns = header.into_iter().map(|name| {
             let place = |names: &[String]| names.iter().position(|wanted| *wanted == name);
             let role = if name == schema.label {
-                Role::Label
+                match options.labels {
+                    Labels::Read => Role::Label,
+                    Labels::LeftOut => Role::LeftOut,
+                }
             } else if let Some(place) = place(&schema.dense) {
                 Role::Float(place)
             } else if let Some(place) = place(&schema.categorical) {
@@ -109,7 +119,7 @@ impl TextRows {
 
     fn new(lines: Lines, columns: Vec<Column>, schema: &Schema, options: &ReadOptions) -> Self {
         let row = Row {
-            label: 0.0,
+            label: f32::NAN, // stays where labels are left out
             dense: vec![0.0; schema.dense.len()],
             keys: vec![Key(0); schema.categorical.len()],
         };
@@ -208,8 +218,9 @@ pub(crate) fn choose_columns(
         },
     };
     let wanted = names_of(&schema);
+    let left_out = |name: &String| options.labels == Labels::LeftOut && *name == schema.label;
     for (place, name) in wanted.iter().enumerate() {
-        if !names.contains(name) {
+        if !names.contains(name) && !left_out(name) {
             return wrong(format!("column {name:?} is wanted and missing"));
         }
         if wanted[..place].contains(name) {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use arrow_array::builder::{Float64Builder, Int64Builder, ListBuilder, StringBuilder};
 use arrow_array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, UInt64Array};
 use dataset::{
-    BadRows, Batch, DenseColumns, DenseTransform, Error, LINE_BYTES_MAX, Place, ReadOptions,
-    Reader, RowSelection, Schema, Shuffle, Source, TransformKind, fit_standardisation,
+    BadRows, Batch, DenseColumns, DenseTransform, Error, LINE_BYTES_MAX, Labels, Place,
+    ReadOptions, Reader, RowSelection, Schema, Shuffle, Source, TransformKind, fit_standardisation,
     fit_transform, open, token_key, write_cache,
 };
 use flate2::Compression;
@@ -322,6 +322,68 @@ fn a_schema_chooses_and_orders_the_columns() {
 }
 
 #[test]
+fn without_labels_a_label_may_be_missing_and_is_not_looked_at() {
+    let dir = TempDir::new().unwrap();
+    let line = |label: &str| criteo_line(label, "7", "0badcafe");
+    let bare = |label: &str| line(label).split_once('\t').unwrap().1.to_owned();
+    let criteo = |name: &str, lines: [String; 2]| Source::Criteo {
+        path: file(&dir, name, (lines.join("\n") + "\n").as_bytes()),
+    };
+    let tsv = |name: &str, text: &str| Source::Tsv { path: file(&dir, name, text.as_bytes()) };
+    let parquet = |name: &str, label: Option<Vec<i64>>| {
+        let folder = dir.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        let label = label.map(|values| ("label", Arc::new(Int64Array::from(values)) as ArrayRef));
+        let dense = ("I1", Arc::new(Float64Array::from(vec![1.5, 2.5])) as ArrayRef);
+        let id = ("C1", Arc::new(Int64Array::from(vec![3, 4])) as ArrayRef);
+        let columns = [dense].into_iter().chain(label).chain([id]).collect();
+        parquet_file_at(&folder.join("a.parquet"), columns)
+    };
+    let cases = [
+        [
+            criteo("with", [line("0"), line("1")]),
+            criteo("odd", [line("?"), line("")]),
+            criteo("without", [bare("0"), bare("1")]),
+        ],
+        [
+            tsv("with.tsv", "C1\tlabel\tI1\nx\t0\t3\n\t1\t4\n"),
+            tsv("odd.tsv", "C1\tlabel\tI1\nx\t?\t3\n\t\t4\n"),
+            tsv("without.tsv", "C1\tI1\nx\t3\n\t4\n"),
+        ],
+        [
+            parquet("with.p", Some(vec![0, 1])),
+            parquet("odd.p", Some(vec![7, -1])),
+            parquet("without.p", None),
+        ],
+    ];
+    for [with, odd, without] in cases {
+        let mut options = ReadOptions::new(10);
+        let expected = one(&with, &options);
+        assert_eq!(expected.labels, [0.0, 1.0]);
+        assert!(read(&odd, &options).is_err() && read(&without, &options).is_err(), "{with}");
+        options.labels = Labels::LeftOut;
+        for source in [&with, &odd, &without] {
+            let found = one(source, &options);
+            assert_eq!(found.rows(), 2, "{source}");
+            assert_eq!((&found.dense, &found.features), (&expected.dense, &expected.features));
+        }
+    }
+    let options = ReadOptions { labels: Labels::LeftOut, ..ReadOptions::new(10) };
+    let short = criteo("short", [line("0").split_once('\t').unwrap().1[2..].to_owned(), bare("1")]);
+    let Error::ColumnCount { line: 1, found: 38, expected: 40, .. } =
+        read(&short, &options).unwrap_err()
+    else {
+        panic!("a line of 38 fields is neither");
+    };
+    let mixed = criteo("mixed", [bare("0"), line("1")]);
+    let Error::ColumnCount { line: 2, found: 40, expected: 39, .. } =
+        read(&mixed, &options).unwrap_err()
+    else {
+        panic!("all lines are as the first is");
+    };
+}
+
+#[test]
 fn empty_files_and_missing_files_are_errors() {
     let dir = TempDir::new().unwrap();
     let options = ReadOptions::new(1);
@@ -375,15 +437,18 @@ fn batches_max_stops_early_and_no_features_is_fine() {
 }
 
 fn parquet_file(dir: &TempDir, columns: Vec<(&str, ArrayRef)>) -> Source {
-    let path = dir.path().join("a.parquet");
+    parquet_file_at(&dir.path().join("a.parquet"), columns)
+}
+
+fn parquet_file_at(path: &Path, columns: Vec<(&str, ArrayRef)>) -> Source {
     let batch =
         RecordBatch::try_from_iter_with_nullable(columns.into_iter().map(|(n, a)| (n, a, true)));
     let batch = batch.unwrap();
     let mut writer =
-        ArrowWriter::try_new(fs::File::create(&path).unwrap(), batch.schema(), None).unwrap();
+        ArrowWriter::try_new(fs::File::create(path).unwrap(), batch.schema(), None).unwrap();
     writer.write(&batch).unwrap();
     writer.close().unwrap();
-    Source::Parquet { path }
+    Source::Parquet { path: path.to_owned() }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! unique keys, look up, compute. Nothing is staged and no row is created.
 
 use crossbeam::channel::{Receiver, Sender, bounded};
-use dataset::{Reader, unique};
+use dataset::{Labels, Reader, unique};
 use dlrm::{Model, PredictInput};
 use table::{RowStatus, TableId};
 use wire::{Code, Session};
@@ -21,7 +21,7 @@ const LOOKUPS_AHEAD: usize = 2;
 
 /// Evaluates a saved model.
 pub fn evaluate_command(args: &EvalArgs, session: &dyn Session) -> Result<(Report, String)> {
-    let mut inference = Inference::begin(&args.model, &args.data, session)?;
+    let mut inference = Inference::begin(&args.model, &args.data, Labels::Read, session)?;
     let reader = dataset::open(&inference.source, &inference.read)?;
     let (model, pooling) = (&mut inference.model, inference.card.pooling);
     let quality = evaluate(reader, &inference.tables, session, model, pooling)?;

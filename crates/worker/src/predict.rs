@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
+use dataset::Labels;
 use wire::Session;
 
 use crate::cli::PredictArgs;
@@ -13,7 +14,7 @@ use crate::{Error, Result};
 
 /// Predicts as `args` say. The file appears when it is whole.
 pub fn predict_command(args: &PredictArgs, session: &dyn Session) -> Result<String> {
-    let mut inference = Inference::begin(&args.model, &args.data, session)?;
+    let mut inference = Inference::begin(&args.model, &args.data, Labels::LeftOut, session)?;
     let reader = dataset::open(&inference.source, &inference.read)?;
     let doing = "write predictions";
     let rows = write_whole_by(&args.output, doing, |partial| {

@@ -3,7 +3,7 @@
 
 use std::num::NonZeroUsize;
 
-use dataset::{ReadOptions, Reader, RowSelection, Schema, Source};
+use dataset::{Labels, ReadOptions, Reader, RowSelection, Schema, Source};
 use dlrm::{Architecture, DenseOptimizer, Interaction, LearningRate, Loss, Model};
 use table::{Admission, Initializer, Optimizer, TableId, TableSpec};
 use wire::Session;
@@ -92,11 +92,12 @@ impl Inference {
     pub(crate) fn begin(
         args: &SavedModelArgs,
         data: &DataArgs,
+        labels: Labels,
         session: &dyn Session,
     ) -> Result<Inference> {
         let threads = threads(args.threads)?;
         let card = Card::load(&args.load_model)?;
-        let read = read_options(&card, data, args.test_mini_batch_size);
+        let read = ReadOptions { labels, ..read_options(&card, data, args.test_mini_batch_size) };
         let source = data.source()?;
         check_schema(&dataset::open(&source, &read)?, &card, &source)?;
         let model =
