@@ -4,13 +4,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::LazyLock;
 
 use gpu::vectors::{Case, encode};
 use gpu_check::vectors::{TOLERANCE, cases};
 use serde_json::Value;
-use tempfile::TempDir;
-use testkit::CppProgram;
+use testkit::{CppProgram, PretendedCuda};
 
 #[test]
 fn without_a_driver_it_says_no_device() {
@@ -52,7 +50,7 @@ fn all_of_it_runs_against_a_pretended_cuda() {
     let (folder, code) = (out.path().join("json"), out.path().join("code"));
     let (folder_text, code_text) = (folder.to_str().unwrap(), code.to_str().unwrap());
     let arguments = ["--quick", "--out", folder_text, "--code", code_text];
-    let output = gpu_check(Some(&PRETENDED), &arguments, &[]);
+    let output = gpu_check(Some(PretendedCuda::get()), &arguments, &[]);
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}\n{output:?}");
     assert!(said.ends_with("gpu-check: all is right\n"), "{said}");
@@ -79,14 +77,14 @@ fn all_of_it_runs_against_a_pretended_cuda() {
         assert!(ids.contains(&id), "{id} is not among {ids:?}");
     }
     assert_eq!(std::fs::read_dir(&code).unwrap().count(), 3, "the code of each source is kept");
-    let again = gpu_check(Some(&PRETENDED), &arguments, &[]);
+    let again = gpu_check(Some(PretendedCuda::get()), &arguments, &[]);
     assert!(again.status.success(), "with code from the folder: {again:?}");
 }
 
 #[test]
 fn a_kernel_that_comes_out_wrong_fails_and_is_named_first() {
     let wrong = [("FLIP_A_BIT_OF", "update_sgd")];
-    let output = gpu_check(Some(&PRETENDED), &["--quick"], &wrong);
+    let output = gpu_check(Some(PretendedCuda::get()), &["--quick"], &wrong);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = String::from_utf8_lossy(&output.stdout);
     let last = said.lines().last().unwrap();
@@ -103,37 +101,20 @@ fn the_vectors_that_it_writes_are_those_that_the_cpu_runs() {
 }
 
 /// Starts `gpu-check`, and has the loader find that CUDA or none.
-fn gpu_check(cuda: Option<&Pretended>, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+fn gpu_check(
+    cuda: Option<&PretendedCuda>,
+    arguments: &[&str],
+    variables: &[(&str, &str)],
+) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
     command.args(arguments).envs(variables.iter().copied());
     command.env("GPU_CHECK_LIBRARIES_TOLD", "1"); // a machine's own libraries are not looked for
     match cuda {
-        Some(Pretended(folder)) => command.env("LD_LIBRARY_PATH", folder.path()),
+        Some(cuda) => cuda.tell(&mut command),
         None => command.env_remove("LD_LIBRARY_PATH"),
     };
     command.output().unwrap()
 }
-
-/// A folder with a library that stands for the driver, NVRTC and cuBLASLt.
-struct Pretended(TempDir);
-
-static PRETENDED: LazyLock<Pretended> = LazyLock::new(|| {
-    let folder = tempfile::tempdir().unwrap();
-    let library = folder.path().join("libcuda.so");
-    let mut compiler = Command::new("c++");
-    compiler
-        .args(["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off"])
-        .args(["-Wall", "-Wextra", "-Werror", "-Wno-clobbered", "-Wno-unknown-pragmas"])
-        .arg(shim("driver.cpp"))
-        .arg("-o")
-        .arg(&library);
-    let output = compiler.output().expect("a C++ compiler, which RocksDB needs too");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for name in ["libnvrtc.so", "libcublasLt.so"] {
-        std::os::unix::fs::symlink(&library, folder.path().join(name)).unwrap();
-    }
-    Pretended(folder)
-});
 
 fn shim(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../gpu/shim").join(name)

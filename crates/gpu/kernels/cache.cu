@@ -1,6 +1,7 @@
 // The table of a cache of rows: which key has which slot. Sets of 32 ways, one way a lane of a
 // warp; of each slot a digest of 8 bits (0: vacant), the key, its table and the step that took it
-// last. It moves no row: who is evicted is told, and the caller demotes what lay there.
+// last. Who is evicted is told, and the caller demotes what lay there: rows move by lists of
+// addresses, from wherever they lie to wherever they shall.
 //
 // No lock and no atomic: a launch that inserts has one warp for all keys of a set, which come in
 // groups, so that the outcome depends on nothing but the order of the keys. Compiled at run time by
@@ -36,7 +37,8 @@ __device__ __forceinline__ u8 digest_of(u64 hash) {
     return (u8)(1 + (hash & 0xffffffff) % 255);
 }
 
-// slots[i] = where key i is, or NO_SLOT; what is found is taken by step `now`.
+// slots[i] = where key i is, or NO_SLOT; what is found is taken by step `now`, unless that is 0: a
+// look that is no use.
 // keys, tables, slots: [n]; digests, keys_held, tables_held, steps: [sets, WAYS]
 extern "C" __global__ void find_slots(
     const u64* __restrict__ keys, const u32* __restrict__ tables, u64 n,
@@ -54,7 +56,7 @@ extern "C" __global__ void find_slots(
         const u32 found = __ballot_sync(ALL_OF_A_WARP, mine);
         if (mine) {
             slots[at] = slot;
-            steps[slot] = now;
+            if (now != 0) steps[slot] = now;
         }
         if (found == 0 && lane == 0) slots[at] = NO_SLOT;
     }
@@ -122,4 +124,40 @@ extern "C" __global__ void clear_slots(
     for (u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x; at < n; at += stride) {
         if (slots[at] != NO_SLOT) digests[slots[at]] = 0;
     }
+}
+
+// Parts that a thread of a move reads before it writes any: so many reads are under way at once,
+// which the bus to the host's memory needs most.
+#define MOVES 4
+
+template <typename T>
+__device__ __forceinline__ void move_parts(const u64* from, const u64* to, u32 parts, u64 n) {
+    const u64 total = n * parts, stride = (u64)gridDim.x * blockDim.x;
+    const u64 begin = (u64)blockIdx.x * blockDim.x + threadIdx.x;
+    for (u64 first = begin; first < total; first += stride * MOVES) {
+        T values[MOVES];
+#pragma unroll
+        for (int i = 0; i < MOVES; i++) {
+            const u64 at = first + i * stride;
+            if (at < total) values[i] = reinterpret_cast<const T*>(from[at / parts])[at % parts];
+        }
+#pragma unroll
+        for (int i = 0; i < MOVES; i++) {
+            const u64 at = first + i * stride;
+            if (at < total) reinterpret_cast<T*>(to[at / parts])[at % parts] = values[i];
+        }
+    }
+}
+
+// The row at to[i] becomes that at from[i], for rows of a multiple of four floats. No row is
+// written twice, and none that is written is read. from, to: [n]
+extern "C" __global__ void move_rows_by_four(
+    const u64* __restrict__ from, const u64* __restrict__ to, u32 floats, u64 n) {
+    move_parts<float4>(from, to, floats / 4, n);
+}
+
+// The same for rows of any width.
+extern "C" __global__ void move_rows(
+    const u64* __restrict__ from, const u64* __restrict__ to, u32 floats, u64 n) {
+    move_parts<float>(from, to, floats, n);
 }

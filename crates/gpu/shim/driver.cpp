@@ -7,6 +7,7 @@
 // It shows nothing about a device: work is done before a call returns, so that a missing wait for a
 // stream goes unseen; its code is no code, its clock the host's, and its products plain loops.
 // FLIP_A_BIT_OF, a kernel's name: its first launch comes out wrong, so that a test sees that found.
+// FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so is all that waits.
 #include "kernels.h"
 
 #include <chrono>
@@ -23,6 +24,7 @@ namespace {
 
 using Address = unsigned long long;
 constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500;
+constexpr int LAUNCH_FAILED = 719;
 constexpr size_t MEMORY_BYTES = 3ull << 30;
 
 [[noreturn]] void refuse(const char* call, const char* what) {
@@ -30,7 +32,12 @@ constexpr size_t MEMORY_BYTES = 3ull << 30;
     std::_Exit(3);
 }
 
-// The bytes that the program has, by where they begin: 1 for the device's, 2 for pinned ones.
+// Guards all that follows: programs call from many threads.
+std::recursive_mutex everything;
+using Guard = std::lock_guard<std::recursive_mutex>;
+
+// The bytes that the program has, by where they begin: 1 for the device's, 2 for pinned ones, 3 for
+// the program's own that it registered.
 struct Held {
     size_t bytes;
     int kind;
@@ -38,9 +45,11 @@ struct Held {
 std::map<Address, Held> memory;
 size_t device_bytes = 0;
 bool has_context = false;
+bool failed = false; // a device that failed once does nothing more
 thread_local bool entered = false;
 
 void check_memory(const char* call, Address address, size_t bytes) {
+    const Guard guard(everything);
     auto after = memory.upper_bound(address);
     if (after == memory.begin()) refuse(call, "an address that nobody has");
     --after;
@@ -63,7 +72,45 @@ struct Module {
 };
 std::set<void*> streams, events, modules;
 
+// Of a row it does not matter whether the bytes were given out in one piece.
+void check_row(const std::string& kernel, Address address, size_t bytes) {
+    while (bytes > 0) {
+        auto after = memory.upper_bound(address);
+        if (after == memory.begin()) refuse(kernel.c_str(), "a row that nobody has");
+        --after;
+        const Address end = after->first + after->second.bytes;
+        if (address >= end) refuse(kernel.c_str(), "a row where the device does not reach");
+        const size_t here = std::min<size_t>(bytes, end - address);
+        address += here;
+        bytes -= here;
+    }
+}
+
+// Kernels that take rows by their addresses: every row is where the device reaches it.
+void check_rows(const std::string& kernel, void** values) {
+    const auto list = [&](int i) { return *static_cast<const Address**>(values[i]); };
+    const auto rows = [&](int at, size_t n, size_t floats) {
+        check_memory(kernel.c_str(), (Address)(uintptr_t)list(at), n * sizeof(Address));
+        for (size_t i = 0; i < n; i++)
+            if (list(at)[i] != 0) check_row(kernel, list(at)[i], floats * sizeof(float));
+    };
+    const auto number = [&](int i) { return *static_cast<const unsigned*>(values[i]); };
+    const auto count = [&](int i) { return *static_cast<const Address*>(values[i]); };
+    if (kernel.rfind("gather_rows", 0) == 0 || kernel == "update_sgd") {
+        rows(0, count(3), number(2));
+    } else if (kernel.rfind("move_rows", 0) == 0) {
+        rows(0, count(3), number(2));
+        rows(1, count(3), number(2));
+    } else if (kernel.rfind("update_", 0) == 0) {
+        const size_t dim = number(3);
+        rows(0, count(4), dim);
+        const size_t of_adam = kernel == "update_adam" ? 2 * dim + 1 : 1;
+        rows(1, count(4), kernel == "update_adagrad" ? dim : of_adam);
+    }
+}
+
 void check_handle(const char* call, const std::set<void*>& handles, void* handle) {
+    const Guard guard(everything);
     if (!handles.count(handle)) refuse(call, "a handle that is not, or no longer, one");
 }
 
@@ -96,10 +143,13 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     }
 }
 int cuDevicePrimaryCtxRetain(void** context, int) {
+    const Guard guard(everything);
     has_context = true;
     return *context = &has_context, SUCCESS;
 }
 int cuDevicePrimaryCtxRelease_v2(int) {
+    const Guard guard(everything);
+    if (failed) return LAUNCH_FAILED;
     if (!memory.empty()) refuse("cuDevicePrimaryCtxRelease", "memory is still held");
     if (!streams.empty() || !events.empty() || !modules.empty()) {
         refuse("cuDevicePrimaryCtxRelease", "streams, events or modules are still held");
@@ -111,23 +161,30 @@ int cuCtxSetCurrent(void* context) {
     if (context != &has_context) refuse("cuCtxSetCurrent", "not a context");
     return entered = true, SUCCESS;
 }
-int cuCtxSynchronize() { return check_context("cuCtxSynchronize"), SUCCESS; }
+int cuCtxSynchronize() {
+    check_context("cuCtxSynchronize");
+    return failed ? LAUNCH_FAILED : SUCCESS;
+}
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
+    const Guard guard(everything);
     *free = MEMORY_BYTES - device_bytes;
     return *total = MEMORY_BYTES, SUCCESS;
 }
 
 int cuStreamCreate(void** stream, unsigned) {
+    const Guard guard(everything);
     check_context("cuStreamCreate");
     return streams.insert(*stream = new Stream), SUCCESS;
 }
 int cuStreamDestroy_v2(void* stream) {
+    const Guard guard(everything);
     check_handle("cuStreamDestroy", streams, stream);
     streams.erase(stream);
     return delete static_cast<Stream*>(stream), SUCCESS;
 }
 int cuStreamSynchronize(void* stream) {
-    return check_handle("cuStreamSynchronize", streams, stream), SUCCESS;
+    check_handle("cuStreamSynchronize", streams, stream);
+    return failed ? LAUNCH_FAILED : SUCCESS;
 }
 int cuStreamWaitEvent(void* stream, void* event, unsigned) {
     check_handle("cuStreamWaitEvent", streams, stream);
@@ -135,10 +192,12 @@ int cuStreamWaitEvent(void* stream, void* event, unsigned) {
 }
 
 int cuEventCreate(void** event, unsigned) {
+    const Guard guard(everything);
     check_context("cuEventCreate");
     return events.insert(*event = new Event), SUCCESS;
 }
 int cuEventDestroy_v2(void* event) {
+    const Guard guard(everything);
     check_handle("cuEventDestroy", events, event);
     events.erase(event);
     return delete static_cast<Event*>(event), SUCCESS;
@@ -160,6 +219,7 @@ int cuEventElapsedTime_v2(float* ms, void* start, void* end) {
 }
 
 static int allocate(size_t bytes, int kind, Address* address) {
+    const Guard guard(everything);
     if (bytes == 0) return INVALID_VALUE;
     if (kind == 1 && bytes > MEMORY_BYTES - device_bytes) return OUT_OF_MEMORY;
     void* place = nullptr;
@@ -171,6 +231,7 @@ static int allocate(size_t bytes, int kind, Address* address) {
     return SUCCESS;
 }
 static int release(const char* call, Address address, int kind) {
+    const Guard guard(everything);
     auto found = memory.find(address);
     if (found == memory.end() || found->second.kind != kind) refuse(call, "not allocated so");
     if (kind == 1) device_bytes -= found->second.bytes;
@@ -197,6 +258,27 @@ int cuMemHostGetDevicePointer_v2(Address* address, void* place, unsigned) {
     *address = (Address)(uintptr_t)place;
     return check_memory("cuMemHostGetDevicePointer", *address, 1), SUCCESS;
 }
+int cuMemHostRegister_v2(void* place, size_t bytes, unsigned flags) {
+    check_context("cuMemHostRegister");
+    const Guard guard(everything);
+    const Address address = (Address)(uintptr_t)place;
+    if (flags != 3) refuse("cuMemHostRegister", "flags other than portable and mapped");
+    if (bytes == 0 || address % 4096 != 0) return INVALID_VALUE;
+    auto after = memory.lower_bound(address + bytes);
+    if (after != memory.begin()) {
+        --after;
+        if (after->first + after->second.bytes > address) return 712; // registered already
+    }
+    memory[address] = {bytes, 3};
+    return SUCCESS;
+}
+int cuMemHostUnregister(void* place) {
+    const Guard guard(everything);
+    auto found = memory.find((Address)(uintptr_t)place);
+    if (found == memory.end() || found->second.kind != 3) return 713; // not registered
+    memory.erase(found);
+    return SUCCESS;
+}
 int cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
     check_context("cuMemcpyHtoD");
     if (bytes > 0) check_memory("cuMemcpyHtoD", to, bytes);
@@ -220,16 +302,19 @@ int cuMemsetD8Async(Address to, unsigned char byte, size_t bytes, void* stream) 
 }
 
 int cuModuleLoadData(void** module, const void* image) {
+    const Guard guard(everything);
     check_context("cuModuleLoadData");
     if (std::memcmp(image, CODE, std::strlen(CODE)) != 0) return 200;
     return modules.insert(*module = new Module), SUCCESS;
 }
 int cuModuleUnload(void* module) {
+    const Guard guard(everything);
     check_handle("cuModuleUnload", modules, module);
     modules.erase(module);
     return delete static_cast<Module*>(module), SUCCESS;
 }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
+    const Guard guard(everything);
     check_handle("cuModuleGetFunction", modules, module);
     if (cuda_on_cpu::arguments_of(name) < 0) return NOT_FOUND;
     auto& names = static_cast<Module*>(module)->names;
@@ -247,8 +332,12 @@ int cuLaunchKernel(
     if (grid == 0 || threads == 0 || threads > 1024) return INVALID_VALUE;
     if (shared_bytes > 48 << 10) return INVALID_VALUE;
     const size_t count = (size_t)cuda_on_cpu::arguments_of(name);
-    static std::mutex one_at_a_time; // the shim has one block
-    const std::lock_guard<std::mutex> guard(one_at_a_time);
+    const Guard guard(everything); // the shim has one block
+    const char* last = std::getenv("FAIL_AFTER_LAUNCHES");
+    static long launches = 0;
+    failed = failed || (last != nullptr && launches++ >= std::atol(last));
+    if (failed) return LAUNCH_FAILED;
+    check_rows(name, values);
     cuda_on_cpu::run_by_name(name, grid, threads, shared_bytes, values, count);
     const char* wrong = std::getenv("FLIP_A_BIT_OF");
     static bool flipped = false;

@@ -54,7 +54,9 @@ constexpr size_t arity(void (*)(A...)) {
     DO(interact_backward) \
     DO(find_slots) \
     DO(insert_slots) \
-    DO(clear_slots)
+    DO(clear_slots) \
+    DO(move_rows_by_four) \
+    DO(move_rows)
 
 #ifdef WITH_FAULTS
 #define FAULTS(DO) \

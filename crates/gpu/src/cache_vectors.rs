@@ -1,12 +1,13 @@
 //! Vectors of the cache table's kernels: random steps of a model, whose state before and after each
-//! is what a launch finds and leaves. The model is this file's, and a test holds it to a map.
+//! is what a launch finds and leaves. The model is this file's, and a test holds it to a map. Rows
+//! that move from slots of one memory to slots of another.
 
 use std::collections::BTreeMap;
 
 use table::mix;
 
 use crate::kernels::{BLOCK, WARP, WAYS, grid};
-use crate::vectors::{Argument, Case, buffer};
+use crate::vectors::{Argument, Case, buffer, floats, memory_of, offsets};
 
 /// No slot, and no table.
 const NONE: u32 = u32::MAX;
@@ -57,7 +58,9 @@ impl Model {
         let is =
             |&slot: &usize| self.digests[slot] != 0 && (self.tables[slot], self.keys[slot]) == key;
         let slot = self.ways(key).find(is)?;
-        self.steps[slot] = now;
+        if now != 0 {
+            self.steps[slot] = now;
+        }
         Some(slot as u32)
     }
 
@@ -92,6 +95,7 @@ pub(crate) fn cases() -> Vec<Case> {
         for step in 1..=12 {
             let chosen = step_keys(seed, step, sets, keys_of_a_step);
             let floor = step.saturating_sub(if seed == 2 { 4 } else { 1 });
+            cases.push(find(&mut model, &chosen, 0, blocks_max));
             cases.push(find(&mut model, &chosen, step, blocks_max));
             let missing: Vec<(u32, u64)> = {
                 let mut looked = model.clone();
@@ -105,7 +109,45 @@ pub(crate) fn cases() -> Vec<Case> {
     }
     let mut empty = Model::new(2);
     cases.extend([find(&mut empty, &[], 1, 1), insert(&mut empty, &[], 1, 1, 1)]);
+    for (seed, (width, n, blocks_max)) in
+        [(16, 700, 2), (1, 33, 7), (17, 50, 1), (128, 37, 132), (4, 1, 1), (8, 0, 1)]
+            .into_iter()
+            .enumerate()
+    {
+        cases.push(move_rows(seed as u64, width, n, blocks_max, "move_rows"));
+        if width.is_multiple_of(4) {
+            cases.push(move_rows(seed as u64, width, n, blocks_max, "move_rows_by_four"));
+        }
+    }
     cases
+}
+
+/// Rows of one memory to slots of another, all in no order.
+fn move_rows(seed: u64, width: usize, n: usize, blocks_max: u32, kernel: &str) -> Case {
+    let slots = n + n / 3 + 1;
+    let some = |stream: u64| -> Vec<usize> {
+        let mut all: Vec<usize> = (0..slots).collect();
+        all.sort_by_key(|&slot| mix(seed << 40 | stream << 32 | slot as u64));
+        all.truncate(n);
+        all
+    };
+    let (from, to) = (some(0), some(1));
+    let (source, target) = (floats(seed, 0, slots * width), floats(seed, 1, slots * width));
+    let mut after = target.clone();
+    for (&from, &to) in from.iter().zip(&to) {
+        after[to * width..][..width].copy_from_slice(&source[from * width..][..width]);
+    }
+    let all = |slots: &[usize]| -> Vec<Option<usize>> { slots.iter().copied().map(Some).collect() };
+    let arguments = vec![
+        memory_of(&source, &source),
+        offsets(0, &all(&from), width),
+        memory_of(&target, &after),
+        offsets(1, &all(&to), width),
+        Argument::U32(width as u32),
+        Argument::U64(n as u64),
+    ];
+    let parts = if kernel.ends_with("by_four") { width / 4 } else { width };
+    case(kernel, grid((n * parts) as u64, blocks_max), arguments)
 }
 
 /// Keys of one step, none twice: of three tables, some of them the same in all.

@@ -112,6 +112,15 @@ pub enum Error {
         /// The buffer's bytes.
         bytes: u64,
     },
+    /// The device reaches registered memory of the host elsewhere than the host does, so that rows
+    /// across two registrations have no one address.
+    #[error("the device reaches the host's memory at {found:#x}, the host at {expected:#x}")]
+    HostElsewhere {
+        /// The device's address.
+        found: u64,
+        /// The host's.
+        expected: u64,
+    },
     /// A module has no kernel of that name.
     #[error("no kernel {0} in the module")]
     NoKernel(String),

@@ -39,11 +39,11 @@ pub const NETWORK: Source = Source {
     ],
 };
 
-/// The table of a cache: which key has which slot.
+/// The table of a cache: which key has which slot; and rows that move in and out.
 pub const CACHE: Source = Source {
     name: "cache.cu",
     text: include_str!("../kernels/cache.cu"),
-    kernels: &["find_slots", "insert_slots", "clear_slots"],
+    kernels: &["find_slots", "insert_slots", "clear_slots", "move_rows_by_four", "move_rows"],
 };
 
 /// Every source.

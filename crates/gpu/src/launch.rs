@@ -62,6 +62,16 @@ impl Rows {
         Ok(Self { addresses, n, floats, _within: within.clone() })
     }
 
+    /// The rows of so many floats at the addresses of a list: 0 for a row that there is not.
+    ///
+    /// # Safety
+    /// As long as the list is used, the addresses in it lead to rows of that length that the device
+    /// reaches and that nobody else writes, nor reads while they are updated.
+    pub(crate) unsafe fn at(addresses: Buffer, floats: u32) -> Self {
+        let n = addresses.bytes() / size_of::<u64>() as u64;
+        Self { _within: addresses.clone(), addresses, n, floats }
+    }
+
     /// How many they are.
     pub fn n(&self) -> u64 {
         self.n
@@ -300,7 +310,7 @@ impl Kernels {
         unsafe { self.network.launch(stream, "interact_backward", threads, &values) }
     }
 
-    fn threads(&self, elements: u64) -> Threads {
+    pub(crate) fn threads(&self, elements: u64) -> Threads {
         Threads { grid: grid(elements, self.blocks_max), block: BLOCK, shared_bytes: 0 }
     }
 

@@ -2,29 +2,34 @@
 //! matrix products, and the matrix products themselves. The driver and CUDA's libraries are loaded
 //! at run time, so that one binary runs with and without a GPU; without one it says so.
 //!
-//! It is no tier yet, and it never decides what is evicted.
+//! It is no tier, and it never decides what is evicted.
 
 mod cache;
 mod cache_vectors;
 mod compile;
 mod device;
 mod error;
+mod exchange;
 pub mod kernels;
 mod launch;
+mod list;
 mod memory;
 mod module;
 mod probe;
 mod products;
 mod replay;
+mod slots;
 pub mod vectors;
 
 pub use cache::{CodeCache, CodeSource};
 pub use compile::{Code, compile, compiler_version, has_compiler};
 pub use device::{Device, Event, Stream};
 pub use error::{Error, NoCode, NoDevice, Result};
+pub use exchange::Exchange;
 pub use launch::{Bags, BagsTaken, Kernels, Rows};
 pub use memory::{Buffer, BuffersHeld, Memory, Registered, pinned};
 pub use module::{Module, Threads, Value};
 pub use probe::{ComputeCapability, Description, probe};
 pub use products::{Precision, Product, Shape, has_products};
 pub use replay::{Difference, RowsIn, replay};
+pub use slots::{Inserted, Mover, SlotKey, SlotTable};

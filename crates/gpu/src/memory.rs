@@ -191,6 +191,14 @@ impl Buffer {
         said("cuMemcpyAsync", unsafe { sys::cuMemcpyAsync(to, from, bytes, stream.raw).result() })
     }
 
+    /// Where it begins, for the host; the device's own memory has no such place.
+    pub(crate) fn host(&self) -> Option<*mut u8> {
+        match self.block.kind {
+            Kind::Device => None,
+            Kind::Pinned { host } => Some(host.wrapping_add(self.offset as usize)),
+        }
+    }
+
     fn check(&self, offset: u64, bytes: u64) -> Result<()> {
         match offset.checked_add(bytes) {
             Some(end) if end <= self.bytes => Ok(()),
