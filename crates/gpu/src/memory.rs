@@ -259,6 +259,11 @@ pub struct Registered<'a> {
     owner: std::marker::PhantomData<&'a ()>,
 }
 
+// SAFETY: the host's pointer is followed by nobody here; the driver is told of it from any thread.
+unsafe impl Send for Registered<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Registered<'_> {}
+
 impl<'a> Registered<'a> {
     /// Pins whole pages, so that the device reaches them at [`Registered::address`].
     ///

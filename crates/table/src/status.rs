@@ -40,7 +40,9 @@ pub struct TierCounters {
 /// Everything counted for a table, or summed over all tables, since the store was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// GPU memory.
+    /// GPU memory: a key whose row is there when its stage's rows are resolved is a hit. Rows on
+    /// their way up are written to it, rows on their way down read from it, beside pulls and
+    /// pushes.
     pub gpu: TierCounters,
     /// Host RAM: a staged key that is there is a hit; pulls read its bytes and pushes write them.
     pub host: TierCounters,
@@ -58,6 +60,10 @@ pub struct Counters {
     pub not_admitted: u64,
     /// Rows forgotten because nobody had staged them for too long.
     pub expired: u64,
+    /// Rows that came up into GPU memory.
+    pub promotions: u64,
+    /// Rows that left GPU memory; those that had changed there were copied down.
+    pub demotions: u64,
 }
 
 /// One tier of one table, as it is now.
@@ -97,6 +103,12 @@ pub struct StoreStatus {
     pub host_ram_budget_bytes: u64,
     /// Bytes of it in use.
     pub host_ram_used_bytes: u64,
+    /// Bytes of GPU memory that rows may take; 0 where there is no cache there.
+    pub gpu_cache_bytes: u64,
+    /// Stages whose rows were resolved to places in GPU memory or host RAM.
+    pub gpu_stages: u64,
+    /// Microseconds that this took, all of them together, moves of rows included.
+    pub gpu_stages_us: u64,
     /// Rows in RAM that staged steps hold; a row that two steps hold counts twice.
     pub pinned_rows: u64,
     /// Bytes that the SSD tier wrote to its files since the store was opened: rows once when they
@@ -144,6 +156,8 @@ impl Counters {
             writebacks: self.writebacks + other.writebacks,
             not_admitted: self.not_admitted + other.not_admitted,
             expired: self.expired + other.expired,
+            promotions: self.promotions + other.promotions,
+            demotions: self.demotions + other.demotions,
         }
     }
 }

@@ -31,7 +31,7 @@ impl Inner {
                 batch.push_run(table.id, keys)?;
                 let staged = self.begin(&batch, false)?.wait()?; // assigned is admitted
                 let _gate = self.enter()?;
-                staged.set_rows(rows);
+                staged.set_rows(rows)?;
             }
         }
         Ok(())

@@ -15,6 +15,11 @@ pub struct StoreConfig {
     /// steps (8 bytes a key, and 13 for each missing key while it is staged) and the batches on
     /// their way to and from SSD (3 MiB).
     pub host_ram_bytes: u64,
+    /// Bytes of device memory for rows and their bookkeeping; 0: no device is opened. On top come 8
+    /// MiB of pinned host memory.
+    pub gpu_cache_bytes: u64,
+    /// The number of the device.
+    pub gpu_device: u32,
     /// Bytes of RAM for RocksDB: block cache with index and filter blocks, and memtables.
     pub ssd_memory_bytes: u64,
     /// How long a stage waits for pinned rows to be freed before it answers "slow down".
@@ -62,6 +67,8 @@ impl StoreConfig {
     pub const HOST_RAM_BYTES_MAX: u64 = 1 << 43;
     /// The most tables that a store can number.
     pub const TABLES_MAX: u32 = crate::index::TABLES_MAX;
+    /// The smallest cache in device memory, where there is one: a few sets of short rows.
+    pub const GPU_CACHE_BYTES_MIN: u64 = 64 << 10;
     /// The least that RocksDB works with.
     pub const SSD_MEMORY_BYTES_MIN: u64 = 4 << 20;
 
@@ -71,6 +78,8 @@ impl StoreConfig {
         Self {
             data_dir: data_dir.into(),
             host_ram_bytes,
+            gpu_cache_bytes: 0,
+            gpu_device: 0,
             ssd_memory_bytes: 64 << 20,
             stage_wait: Duration::from_secs(10),
             tables_max: 4096,
@@ -91,6 +100,9 @@ impl StoreConfig {
         };
         let (min, max) = (Self::HOST_RAM_BYTES_MIN, Self::HOST_RAM_BYTES_MAX);
         in_range("host_ram_bytes", self.host_ram_bytes, min, max)?;
+        if self.gpu_cache_bytes > 0 {
+            in_range("gpu_cache_bytes", self.gpu_cache_bytes, Self::GPU_CACHE_BYTES_MIN, max)?;
+        }
         in_range("ssd_memory_bytes", self.ssd_memory_bytes, Self::SSD_MEMORY_BYTES_MIN, max)?;
         in_range("tables_max", u64::from(self.tables_max), 1, u64::from(Self::TABLES_MAX))?;
         in_range("ssd_read_threads", u64::from(self.ssd_read_threads), 1, 1024)

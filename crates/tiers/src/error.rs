@@ -115,12 +115,21 @@ pub enum Error {
         /// The budget.
         budget_bytes: u64,
     },
-    /// A durable write failed earlier; the store must be opened again.
-    #[error("the store refuses work since a durable write failed ({cause}); open it again")]
+    /// A durable write, or the device, failed earlier; the store must be opened again.
+    #[error("the store refuses work since it failed ({cause}); open it again")]
     Poisoned {
         /// What failed.
         cause: String,
     },
+    /// A cache in device memory is wanted, and there is no device.
+    #[error("no device for a cache in its memory: {0}")]
+    NoDevice(gpu::NoDevice),
+    /// Or nothing that makes code for it.
+    #[error("no code for the device: {0}")]
+    NoDeviceCode(gpu::NoCode),
+    /// The device refused a call.
+    #[error("device memory: {0}")]
+    Device(#[from] gpu::Error),
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

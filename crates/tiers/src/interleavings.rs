@@ -79,7 +79,7 @@ fn rand_seed() -> u64 {
 impl Order {
     /// A store over what is on SSD, of one table whose rows begin as zeros.
     fn open(&self, rows_ssd: u64) -> Arc<Store> {
-        let inner = Inner::new(self.config.clone(), Arc::clone(&self.ssd), true).unwrap();
+        let inner = Inner::new(self.config.clone(), Arc::clone(&self.ssd), None, true).unwrap();
         let zeros = Initializer::Uniform { bound: 0.0 };
         let table = TableSpec::new("t", DIM, Optimizer::Sgd, zeros, 1);
         inner.add_tables(vec![table], &[(TableId(0), rows_ssd)]).unwrap();

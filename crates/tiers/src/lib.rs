@@ -8,7 +8,8 @@
 //! dropping [`Staged`] unpins.
 //!
 //! Locks, in the order in which they may be taken: gate, sketch, room, pinning, section, rows of a
-//! table; then those that are held for moments and under which nothing else is taken.
+//! table, the device's rows; then those that are held for moments and under which nothing else is
+//! taken.
 
 mod admission;
 mod arena;
@@ -16,6 +17,7 @@ mod assign;
 mod budget;
 mod class;
 mod config;
+mod device;
 mod down;
 mod error;
 mod index;

@@ -67,6 +67,8 @@ impl Inner {
         for of_section in probes.chunk_by(|a, b| a.0 == b.0) {
             let section = class.sections[of_section[0].0 as usize].lock();
             let _read = table.rows.read();
+            let hashed = of_section.iter().map(|&(_, hash, i)| (hash, keys[i]));
+            self.bring_down_found(table, &section, hashed)?;
             for &(_, hash, i) in of_section {
                 let out = &mut rows[i * dim..][..dim];
                 let entry = section.find(hash, table.id, keys[i]).map(|at| section.entry(at));
@@ -77,7 +79,8 @@ impl Inner {
                         statuses[i] = RowStatus::Initialised;
                     } else {
                         class.arena.read(row, |embedding, _| out.copy_from_slice(embedding));
-                        statuses[i] = RowStatus::Host;
+                        let on_device = class.arena.is_on_device(row);
+                        statuses[i] = if on_device { RowStatus::Gpu } else { RowStatus::Host };
                         found += 1;
                     }
                     continue;

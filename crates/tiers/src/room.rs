@@ -182,7 +182,7 @@ impl Inner {
         let rows = (bytes.div_ceil(donor_bytes) as usize).max(1);
         let vacant = class.sections[donor.section as usize].lock().vacant();
         self.evict(room, class, donor, rows.saturating_sub(vacant), |_| true);
-        self.settled(&self.pinning.write(), class, donor).shrink(bytes, &self.budget) > 0
+        self.shrink(class, donor, bytes) > 0
     }
 
     /// What a section may hope to get of the budget yet.
@@ -219,6 +219,9 @@ impl Inner {
             },
             &mut leaving,
         );
+        if !self.demote(class, &section, &leaving) {
+            return 0; // the store is poisoned
+        }
         for row in &leaving {
             self.leave(room, class, &mut section, &tables, row);
         }
@@ -229,7 +232,7 @@ impl Inner {
 
     /// A section that knows which of its rows are held. `_still`: no stage is between finding its
     /// rows and saying that it holds them.
-    fn settled<'a>(
+    pub(crate) fn settled<'a>(
         &self,
         _still: &RwLockWriteGuard<'_, ()>,
         class: &'a Class,
@@ -293,7 +296,7 @@ impl Inner {
                 let id = class.id_of(section);
                 let rows = class.sections[section].lock().rows() as usize;
                 self.evict(room, class, id, rows, |_| true);
-                self.settled(&self.pinning.write(), class, id).shrink(u64::MAX / 2, &self.budget);
+                self.shrink(class, id, u64::MAX / 2);
                 self.send_down(room);
             }
         }
@@ -358,7 +361,7 @@ impl Inner {
                 }
                 let end = (next + SLICE).min(section.places());
                 let dirty = dirty_rows(class, &section, next..end);
-                self.write_down(&mut room, class, &mut section, &dirty);
+                self.write_down(&mut room, class, &mut section, &dirty)?;
                 next = end;
                 section.places()
             };
@@ -375,11 +378,13 @@ impl Inner {
         class: &Class,
         section: &mut Section,
         dirty: &[(TableId, At)],
-    ) {
+    ) -> crate::Result<()> {
         let tables = self.tables_now();
         for rows in dirty.chunk_by(|a, b| a.0 == b.0) {
             let table = &tables[rows[0].0.0 as usize];
             let _read = table.rows.read(); // a push to this table is whole, or yet to come
+            let slots = rows.iter().map(|&(_, at)| section.entry(at).slot);
+            self.bring_down(table, slots.map(|slot| section.row(slot)))?;
             for &(_, at) in rows {
                 let Entry { key, meta, slot, code } = section.entry(at);
                 let row = section.row(slot);
@@ -393,6 +398,7 @@ impl Inner {
                 }
             }
         }
+        Ok(())
     }
 }
 

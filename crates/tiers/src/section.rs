@@ -341,6 +341,12 @@ impl Section {
         slots.iter().for_each(|&slot| self.pin(slot));
     }
 
+    /// Every row that nobody holds and that is not on its way in.
+    pub(crate) fn unheld(&self) -> impl Iterator<Item = Entry> {
+        let rows = (0..self.index.places()).filter_map(|place| self.index.nth(place));
+        rows.map(|(_, row)| row).filter(|row| !row.meta.is_loading() && !self.is_pinned(row.slot))
+    }
+
     /// Finds up to `wanted` rows that may leave: not pinned, not on their way in, and of a table
     /// that `may` lets go. The hand goes round once as the policy says; if that is not enough, a
     /// second time for the least worth keeping of those that it passed.

@@ -103,6 +103,12 @@ impl Ssd {
         }
     }
 
+    /// Takes no more work, because rows may be lost; the first cause stands.
+    pub(crate) fn poison(&self, cause: String) {
+        tracing::error!(cause, "the store refuses work");
+        self.poison.get_or_init(|| cause);
+    }
+
     /// Reads rows of one table, of about `row_bytes` bytes, keys ascending: `found` is called for
     /// each with its place among `keys` and its bytes, if it has any.
     pub(crate) fn read(

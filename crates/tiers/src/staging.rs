@@ -14,6 +14,7 @@ use table::{Admission, Key, KeyBatch, RowStatus, TableId};
 
 use crate::arena::Row;
 use crate::class::Class;
+use crate::device::Plan;
 use crate::index::Meta;
 use crate::live::{PinSet, SectionId};
 use crate::reads::{Load, Missing};
@@ -41,6 +42,7 @@ pub struct Staging {
 
 /// A batch resolved: where each row is, and what keeps it there.
 struct Step {
+    plan: Option<Plan>, // where there is a device, once the rows are there; lets go before the pins
     inner: Arc<Inner>,
     runs: Vec<Run>,
     keys: Vec<Key>,           // [keys]
@@ -93,7 +95,7 @@ impl Staged {
     }
 
     /// Sets the embeddings of the rows; the optimizer's state starts anew.
-    pub(crate) fn set_rows(&self, embeddings: &[f32]) {
+    pub(crate) fn set_rows(&self, embeddings: &[f32]) -> Result<()> {
         let mut rest = embeddings;
         for run in &self.step.runs {
             let table = &run.table;
@@ -108,9 +110,11 @@ impl Staged {
                     state.fill(table.spec.optimizer.initial_state());
                 });
             }
+            self.step.inner.take_up(table, rows)?;
             add(&table.tally.host_bytes_written, (rows.len() * table.layout.bytes()) as u64);
         }
         self.note_pushed();
+        Ok(())
     }
 
     fn note_pushed(&self) {
@@ -137,6 +141,7 @@ impl Staging {
                 step.statuses[position as usize] = status;
             }
         }
+        step.plan = step.inner.resolve(&step.runs, &step.rows, &mut step.statuses)?;
         Ok(Staged { step })
     }
 }
@@ -316,7 +321,7 @@ impl Inner {
         let floats = floats_of(&runs);
         let (inner, keys) = (Arc::clone(self), keys.keys().to_vec());
         let claimed = vec![0; runs.len()];
-        let step = Step { inner, runs, keys, rows, statuses, floats, claimed, pins };
+        let step = Step { plan: None, inner, runs, keys, rows, statuses, floats, claimed, pins };
         (Staging { step, own: None, others: loads, claims_seen }, misses)
     }
 
@@ -344,6 +349,7 @@ impl Inner {
             let (table, now) = (&run.table, self.clock_of(&run.table));
             let arena = &table.class.arena;
             let _write = table.rows.write();
+            let still = self.hold_still(); // a row that is made anew must not go down meanwhile
             let before = expired.len();
             for position in run.range.clone().filter(|&at| rows[at] != Row::NONE) {
                 let row = rows[position];
@@ -360,6 +366,11 @@ impl Inner {
                 arena.set_dirty(row, true); // the stamp has to reach SSD, or the row ages there
             }
             add(&table.tally.expired, (expired.len() - before) as u64);
+            if let Some(still) = still {
+                let anew: Vec<Row> = expired[before..].iter().map(|&at| rows[at]).collect();
+                // if the device fails, the store is poisoned and the stage's end says so
+                let _ = self.take_up_still(still, table, &anew);
+            }
         }
         expired
     }
@@ -429,6 +440,7 @@ impl Inner {
         self.ssd.check()?;
         let wants = wants_of(misses);
         if !self.keep_shares(&mut room, misses) || !self.make_room(&mut room, &wants) {
+            self.ssd.check()?; // a device that failed lets no row leave
             let own: usize = staging.step.pins.iter().map(|pins| pins.set.len()).sum();
             if self.live.rows() > own as u64 {
                 return Ok(false);
@@ -630,6 +642,9 @@ impl Inner {
         let _gate = self.enter()?;
         let step = &staged.step;
         check_shape("the buffer of the rows", rows.len(), step.floats)?;
+        if let Some(plan) = &step.plan {
+            self.pull_resolved(plan, &step.runs, rows)?;
+        }
         let mut rest = rows;
         for run in &step.runs {
             let table = &run.table;
@@ -637,9 +652,10 @@ impl Inner {
             let (out, after) = rest.split_at_mut(run.range.len() * dim);
             rest = after;
             let rows = &step.rows[run.range.clone()];
-            {
+            if step.plan.is_none() {
                 let read = table.rows.read();
                 table.class.arena.gather(rows, &read, out);
+                add(&table.tally.host_bytes_read, size_of_val(out) as u64);
             }
             if table.spec.admission != Admission::FirstSight {
                 for (i, _) in rows.iter().enumerate().filter(|(_, row)| **row == Row::NONE) {
@@ -647,7 +663,6 @@ impl Inner {
                     table.spec.initial_embedding(key, &mut out[i * dim..][..dim]);
                 }
             }
-            add(&table.tally.host_bytes_read, size_of_val(out) as u64);
         }
         Ok(())
     }
@@ -661,6 +676,12 @@ impl Inner {
             return Err(Error::LearningRate { found: rate });
         }
         check_finite(&step.runs, gradients, &step.keys)?;
+        if let Some(plan) = &step.plan {
+            // on a fault too: what changed is for nobody to say, and the store is poisoned
+            let pushed = self.push_resolved(plan, &step.runs, gradients, rate);
+            staged.note_pushed();
+            return pushed;
+        }
         let mut rest = gradients;
         for run in &step.runs {
             let table = &run.table;

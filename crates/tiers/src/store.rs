@@ -15,6 +15,7 @@ use crate::admission::Sketch;
 use crate::arena::{Layout, MemoryUse, RowsLock};
 use crate::budget::Budget;
 use crate::class::Class;
+use crate::device::DeviceTier;
 use crate::down::Down;
 use crate::live::Live;
 use crate::reads::{Intake, Readers};
@@ -63,6 +64,7 @@ pub(crate) struct Inner {
     /// room lock.
     pub(crate) claims: AtomicU64,
     pub(crate) budget: Budget,
+    pub(crate) device: Option<Arc<DeviceTier>>,
     /// What a test does when the next claim has begun.
     #[cfg(test)]
     pub(crate) claim_pause: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -98,6 +100,7 @@ impl Store {
     /// are on SSD, and goes on with those.
     pub fn open(config: StoreConfig) -> Result<Store> {
         config.validate()?;
+        let device = DeviceTier::open(&config)?; // before a directory is made
         let database = meta::open_dir(&config.data_dir)?;
         let ssd = Ssd::open(&database, &config)?;
         let specs = meta::read_tables(&ssd)?;
@@ -114,7 +117,7 @@ impl Store {
                 "the store was not closed cleanly; rows that were only in memory are lost"
             );
         }
-        let inner = Inner::new(config, Arc::new(ssd), opened_clean)?;
+        let inner = Inner::new(config, Arc::new(ssd), device, opened_clean)?;
         inner.add_tables(specs, &counts)?;
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -255,7 +258,12 @@ impl Drop for Store {
 }
 
 impl Inner {
-    pub(crate) fn new(config: StoreConfig, ssd: Arc<Ssd>, opened_clean: bool) -> Result<Inner> {
+    pub(crate) fn new(
+        config: StoreConfig,
+        ssd: Arc<Ssd>,
+        device: Option<Arc<DeviceTier>>,
+        opened_clean: bool,
+    ) -> Result<Inner> {
         let stages = AtomicU64::new(meta::read_stages(&ssd)?);
         let intake = Arc::new(Intake { ssd: Arc::clone(&ssd), loads: DashMap::new(), stages });
         Ok(Inner {
@@ -268,6 +276,7 @@ impl Inner {
             live: Live::default(),
             claims: AtomicU64::new(0),
             budget: Budget::new(config.host_ram_bytes),
+            device,
             #[cfg(test)]
             claim_pause: Mutex::new(None),
             down: Down::start(Arc::clone(&ssd), config.host_ram_bytes)?,
@@ -379,10 +388,14 @@ impl Inner {
 
     fn status(&self) -> StoreStatus {
         let (written, merged) = self.ssd.file_bytes();
+        let device = self.device.as_ref().map(|device| device.status()).unwrap_or_default();
         StoreStatus {
             tables: self.tables_now().iter().map(|table| table.status()).collect(),
             host_ram_budget_bytes: self.config.host_ram_bytes,
             host_ram_used_bytes: self.budget.used(),
+            gpu_cache_bytes: device.budget_bytes,
+            gpu_stages: device.stages,
+            gpu_stages_us: device.stages_us,
             pinned_rows: self.live.rows(),
             ssd_file_bytes_written: written,
             ssd_file_bytes_merged: merged,
@@ -426,13 +439,17 @@ impl Table {
     }
 
     fn status(&self) -> TableStatus {
+        let rows_gpu = self.tally.rows_gpu.load(Ordering::Relaxed);
         let rows_host = self.tally.rows_host.load(Ordering::Relaxed);
         let rows_ssd = self.tally.rows_ssd.load(Ordering::Relaxed);
         TableStatus {
             id: self.id,
             spec: self.spec.clone(),
             rows: self.tally.rows.load(Ordering::Relaxed),
-            gpu: TierStatus::default(),
+            gpu: TierStatus {
+                rows: rows_gpu,
+                bytes: rows_gpu * crate::device::device_bytes_per_row(self.layout),
+            },
             host: TierStatus {
                 rows: rows_host,
                 bytes: rows_host * host_bytes_per_row(self.layout),

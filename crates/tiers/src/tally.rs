@@ -9,8 +9,15 @@ use table::{Counters, TierCounters};
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) rows: AtomicU64,
+    pub(crate) rows_gpu: AtomicU64,
     pub(crate) rows_host: AtomicU64,
     pub(crate) rows_ssd: AtomicU64,
+    pub(crate) gpu_hits: AtomicU64,
+    pub(crate) gpu_misses: AtomicU64,
+    pub(crate) gpu_bytes_read: AtomicU64,
+    pub(crate) gpu_bytes_written: AtomicU64,
+    pub(crate) promotions: AtomicU64,
+    pub(crate) demotions: AtomicU64,
     pub(crate) host_hits: AtomicU64,
     pub(crate) host_misses: AtomicU64,
     pub(crate) host_bytes_read: AtomicU64,
@@ -41,7 +48,12 @@ impl Tally {
     pub(crate) fn counters(&self) -> Counters {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Counters {
-            gpu: TierCounters::default(),
+            gpu: TierCounters {
+                hits: get(&self.gpu_hits),
+                misses: get(&self.gpu_misses),
+                bytes_read: get(&self.gpu_bytes_read),
+                bytes_written: get(&self.gpu_bytes_written),
+            },
             host: TierCounters {
                 hits: get(&self.host_hits),
                 misses: get(&self.host_misses),
@@ -60,6 +72,8 @@ impl Tally {
             writebacks: get(&self.writebacks),
             not_admitted: get(&self.not_admitted),
             expired: get(&self.expired),
+            promotions: get(&self.promotions),
+            demotions: get(&self.demotions),
         }
     }
 }

@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 mod kernels;
+mod reach;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,7 @@ use rustix::mm::MlockFlags;
 use table::Optimizer;
 
 use kernels::prefetch_address;
+use reach::Reach;
 
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -41,6 +43,10 @@ impl Row {
 
     pub(crate) fn new(number: u64) -> Self {
         Row(number)
+    }
+
+    pub(crate) fn number(self) -> u64 {
+        self.0
     }
 }
 
@@ -92,6 +98,7 @@ impl RowsLock {
 pub(crate) struct Arena {
     layout: Layout,
     rows: u64,
+    reach: Reach, // dropped before the mappings, of which it has registered parts
     embeddings: MmapRaw,
     beside: MmapRaw,
     dirty: MmapRaw, // [rows / 64] AtomicU64
@@ -113,6 +120,7 @@ impl Arena {
         Ok(Self {
             layout,
             rows,
+            reach: Reach::reserve(rows, memory)?,
             embeddings: map(bytes(layout.dim), memory)?.into(),
             beside: map(bytes(layout.beside()), memory)?.into(),
             dirty: map(rows.div_ceil(64) as usize * size_of::<u64>(), memory)?.into(),

@@ -1,0 +1,103 @@
+//! The tier in device memory above host RAM: a cache of the host's rows, a class at a time, in sets
+//! of 32. A row that is up keeps its slot in the host's arena, where it goes back to; what is there
+//! meanwhile may be old. So a version is newest in one place: on the device where `changed` says
+//! so, else in the arena.
+//!
+//! `resolve` is called once a stage, when its rows are in RAM: rows come up, others go down, and
+//! each gets the one address at which pull and push find it. `steps` pulls and pushes. Before the
+//! host tier reads a row's floats it has `down` bring them.
+//!
+//! It decides which rows are up, and never which are in RAM. After the first call to the driver
+//! that fails the store is poisoned.
+//!
+//! Who may touch what: a row of a live plan is moved by nobody (`floor`, `held`); changes of a row
+//! on the device happen under its table's lock, exclusively; all that moves, under `cache`.
+
+mod cache;
+mod down;
+mod resolve;
+mod steps;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use gpu::{Device, Exchange, Kernels};
+
+use crate::store::Inner;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::{Error, Result, StoreConfig};
+use cache::Cache;
+
+pub(crate) use cache::device_bytes_per_row;
+pub(crate) use resolve::Plan;
+
+/// The device, what is on it, and how it is reached.
+pub(crate) struct DeviceTier {
+    device: Device,
+    /// Guards: which rows are on the device, and every move of one. Taken after the rows of a
+    /// table, for the time of a launch or some.
+    cache: Mutex<Cache>,
+    /// Guards: the buffers through which rows and gradients go. After the rows of a table.
+    exchange: Mutex<Exchange>,
+    budget_bytes: u64,
+    stages: AtomicU64,
+    stages_us: AtomicU64,
+}
+
+/// What the tier has done since the store was opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct DeviceStatus {
+    pub(crate) budget_bytes: u64,
+    pub(crate) stages: u64,
+    pub(crate) stages_us: u64,
+}
+
+impl DeviceTier {
+    /// Opens the device and takes its memory, if the configuration wants any.
+    pub(crate) fn open(config: &StoreConfig) -> Result<Option<Arc<Self>>> {
+        let budget_bytes = config.gpu_cache_bytes;
+        if budget_bytes == 0 {
+            return Ok(None);
+        }
+        let device = Device::open(config.gpu_device).map_err(Error::NoDevice)?;
+        let capability = device.description().compute_capability;
+        let kernels = Kernels::load(&device, |source| {
+            gpu::compile(source, capability).map_err(Error::NoDeviceCode)
+        })?;
+        let kernels = Arc::new(kernels);
+        let cache = Cache::take(&device, &kernels, budget_bytes)?;
+        let exchange = Exchange::new(&device, kernels)?;
+        Ok(Some(Arc::new(Self {
+            device,
+            cache: Mutex::new(cache),
+            exchange: Mutex::new(exchange),
+            budget_bytes,
+            stages: AtomicU64::new(0),
+            stages_us: AtomicU64::new(0),
+        })))
+    }
+
+    pub(crate) fn status(&self) -> DeviceStatus {
+        DeviceStatus {
+            budget_bytes: self.budget_bytes,
+            stages: self.stages.load(Ordering::Relaxed),
+            stages_us: self.stages_us.load(Ordering::Relaxed),
+        }
+    }
+
+    fn note_stage(&self, begun: Instant) {
+        self.stages.fetch_add(1, Ordering::Relaxed);
+        self.stages_us.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    /// A device that failed may have lost rows: the store does no more.
+    fn lost<T>(&self, outcome: gpu::Result<T>) -> Result<T> {
+        outcome.map_err(|error| {
+            self.ssd.poison(format!("device memory: {error}"));
+            self.ssd.check().err().unwrap_or(Error::Device(error))
+        })
+    }
+}
