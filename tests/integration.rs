@@ -15,6 +15,8 @@ mod cache;
 mod generated;
 #[path = "integration/predict.rs"]
 mod predict;
+#[path = "integration/gpu_cache.rs"]
+mod gpu_cache;
 #[path = "integration/pytorch.rs"]
 mod pytorch;
 #[path = "integration/quality.rs"]

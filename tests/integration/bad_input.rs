@@ -117,7 +117,9 @@ fn flags_that_do_not_fit_are_refused() {
     fail(WORKER, &train("http://127.0.0.1:1", &good), 1, &["127.0.0.1:1"]);
     fail(PSCTL, &["--server", "http://127.0.0.1:1", "status"], 1, &["127.0.0.1:1"]);
     refuse(SERVER, &["--data-dir", text(at.path()), "--host-ram", "1KiB"], &["host_ram"]);
-    refuse(SERVER, &["--data-dir", text(at.path()), "--gpu-cache", "1GiB"], &["gpu"]);
+    // more than any GPU has, where there is one
+    refuse(SERVER, &["--data-dir", text(at.path()), "--gpu-cache", "4TiB"], &["gpu_cache", "CUDA"]);
+    refuse(WORKER, &with(&["--gpu-cache", "4TiB"]), &["gpu_cache", "CUDA"]);
 }
 
 #[test]

@@ -37,8 +37,9 @@ pub fn status_text(connection: &Connection, status: &StoreStatus) -> String {
         ("expired", counters.expired.to_string()),
         ("SSD files", ssd_files(status)),
     ];
+    let gpu = (status.gpu_cache_bytes > 0).then(|| ("GPU memory", gpu_cache(status)));
     let mut text = String::new();
-    for (name, value) in lines {
+    for (name, value) in lines.into_iter().chain(gpu) {
         let _ = writeln!(text, "{name:<14} {value}"); // writing to a string can't fail
     }
     let (gpu, host, ssd) = status.tables.iter().fold(
@@ -50,6 +51,17 @@ pub fn status_text(connection: &Connection, status: &StoreStatus) -> String {
     text.push('\n');
     text.push_str(&grid.text());
     text
+}
+
+/// What moved between GPU memory and host RAM, and what it took.
+fn gpu_cache(status: &StoreStatus) -> String {
+    let Counters { promotions, demotions, .. } = status.totals();
+    let budget = format_bytes(status.gpu_cache_bytes);
+    let mean_us = match status.gpu_stages {
+        0 => "-".to_owned(),
+        stages => format!("{} us", status.gpu_stages_us / stages),
+    };
+    format!("{budget}; {promotions} rows went up, {demotions} down; a stage there took {mean_us}")
 }
 
 /// What the SSD tier did to its files, beside the rows that it was given.
@@ -215,6 +227,9 @@ mod tests {
             tables: vec![table],
             host_ram_budget_bytes: 1 << 20,
             host_ram_used_bytes: 1024,
+            gpu_cache_bytes: 0,
+            gpu_stages: 0,
+            gpu_stages_us: 0,
             pinned_rows: 0,
             ssd_file_bytes_written: 250,
             ssd_file_bytes_merged: 150,
@@ -269,6 +284,16 @@ mod tests {
         let mut idle = status();
         idle.tables.clear();
         assert!(ssd_files(&idle).ends_with("write amplification -"));
+    }
+
+    #[test]
+    fn what_moves_in_gpu_memory_is_told_with_what_a_stage_takes() {
+        let mut status = status();
+        (status.gpu_cache_bytes, status.gpu_stages, status.gpu_stages_us) = (8 << 30, 4, 1000);
+        (status.tables[0].counters.promotions, status.tables[0].counters.demotions) = (70, 20);
+        assert_eq!(gpu_cache(&status), "8GiB; 70 rows went up, 20 down; a stage there took 250 us");
+        status.tables[0].counters.gpu.hits = 1;
+        assert!(tables_text(&status).lines().nth(1).unwrap().contains("gpu"));
     }
 
     #[test]

@@ -49,9 +49,12 @@ pub struct Args {
     /// Host RAM for the SSD tier's caches and buffers [default: 64MiB]
     #[arg(long, value_name = "SIZE")]
     pub ssd_memory: Option<Size>,
-    /// GPU memory for rows; there is no GPU tier yet, so only 0 [default: 0]
+    /// GPU memory for rows, taken at start [default: 0, none]
     #[arg(long, value_name = "SIZE")]
     pub gpu_cache: Option<Size>,
+    /// The GPU, by its number [default: 0]
+    #[arg(long, value_name = "N")]
+    pub gpu_device: Option<u32>,
     /// How long a stage waits for pinned rows to be let go [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub stage_wait: Option<Span>,

@@ -30,8 +30,10 @@ pub struct ConfigToml {
     pub host_ram: Size,
     /// Host RAM for the SSD tier's own caches and buffers. Default `64MiB`.
     pub ssd_memory: Size,
-    /// GPU memory for rows. There is no GPU tier yet, so only `0`, the default.
+    /// GPU memory for rows, taken at start; `0`, the default: none.
     pub gpu_cache: Size,
+    /// The GPU, by its number. Default 0.
+    pub gpu_device: u32,
     /// How long a stage waits for pinned rows to be let go before it is refused. Default `10s`.
     pub stage_wait: Span,
     /// What may be written to SSD a second, merging included, or `off`, the default: as fast as the
@@ -137,6 +139,7 @@ impl Default for ConfigToml {
             host_ram: Size(1 << 30),
             ssd_memory: Size(64 << 20),
             gpu_cache: Size(0),
+            gpu_device: 0,
             stage_wait: Span(Duration::from_secs(10)),
             ssd_write_rate: Rate(None),
             ssd_read_threads: 16,
@@ -197,6 +200,7 @@ impl ConfigToml {
             host_ram,
             ssd_memory,
             gpu_cache,
+            gpu_device,
             stage_wait,
             ssd_write_rate,
             ssd_read_threads,
@@ -219,6 +223,7 @@ impl ConfigToml {
             host_ram: host_ram.unwrap_or(self.host_ram),
             ssd_memory: ssd_memory.unwrap_or(self.ssd_memory),
             gpu_cache: gpu_cache.unwrap_or(self.gpu_cache),
+            gpu_device: gpu_device.unwrap_or(self.gpu_device),
             stage_wait: stage_wait.unwrap_or(self.stage_wait),
             ssd_write_rate: ssd_write_rate.unwrap_or(self.ssd_write_rate),
             ssd_read_threads: ssd_read_threads.unwrap_or(self.ssd_read_threads),
@@ -258,6 +263,7 @@ impl Config {
             host_ram,
             ssd_memory,
             gpu_cache,
+            gpu_device,
             stage_wait,
             ssd_write_rate: _, // these three are in `ssd`
             ssd_read_threads: _,
@@ -269,10 +275,6 @@ impl Config {
         let LimitsToml { message, staged_steps, batch_keys, tables, sessions } = limits;
         if listen.is_empty() {
             return Err(setting("listen", "empty", "at least one IP:PORT or unix:PATH"));
-        }
-        if gpu_cache.0 > 0 {
-            let expected = "0: this build has no GPU tier yet";
-            return Err(setting("gpu_cache", &format_bytes(gpu_cache.0), expected));
         }
         let Some(data_dir) = data_dir else {
             return Err(setting("data_dir", "missing", "a directory (--data-dir DIR)"));
@@ -300,6 +302,8 @@ impl Config {
             data_dir,
             host_ram_bytes: host_ram.0,
             ssd_memory_bytes: ssd_memory.0,
+            gpu_cache_bytes: gpu_cache.0,
+            gpu_device,
             stage_wait: stage_wait.0,
             ssd: checked_ssd(ssd)?,
             lock_memory,

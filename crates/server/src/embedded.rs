@@ -23,6 +23,10 @@ pub struct EmbeddedConfig {
     pub host_ram_bytes: u64,
     /// Bytes of host RAM for the SSD tier's own caches.
     pub ssd_memory_bytes: u64,
+    /// Bytes of GPU memory for rows; 0: no GPU is opened.
+    pub gpu_cache_bytes: u64,
+    /// The GPU's number.
+    pub gpu_device: u32,
     /// How long a stage waits for pinned rows to be let go.
     pub stage_wait: Duration,
     /// How the SSD tier is to be used.
@@ -47,6 +51,8 @@ pub fn open_embedded(config: EmbeddedConfig) -> Result<Embedded> {
         dir: data_dir,
         host_ram_bytes,
         ssd_memory_bytes,
+        gpu_cache_bytes,
+        gpu_device,
         stage_wait,
         ssd,
         lock_memory,
@@ -57,6 +63,8 @@ pub fn open_embedded(config: EmbeddedConfig) -> Result<Embedded> {
         data_dir,
         host_ram_bytes,
         ssd_memory_bytes,
+        gpu_cache_bytes,
+        gpu_device,
         stage_wait,
         ssd,
         lock_memory,
@@ -79,6 +87,8 @@ impl EmbeddedConfig {
             dir: dir.into(),
             host_ram_bytes,
             ssd_memory_bytes: toml.ssd_memory.0,
+            gpu_cache_bytes: toml.gpu_cache.0,
+            gpu_device: toml.gpu_device,
             stage_wait: toml.stage_wait.0,
             ssd: toml.ssd(),
             lock_memory: toml.lock_memory,

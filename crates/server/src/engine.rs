@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use table::units::format_bytes;
 use table::{Limits, StoreStatus, TableId, TableSpec};
 use tiers::{Durability, Store, StoreConfig, TableShare};
 use tokio::sync::watch;
@@ -25,6 +26,10 @@ pub struct EngineConfig {
     pub host_ram_bytes: u64,
     /// Bytes of host RAM for the SSD tier's own caches.
     pub ssd_memory_bytes: u64,
+    /// Bytes of GPU memory for rows; 0: no GPU is opened.
+    pub gpu_cache_bytes: u64,
+    /// The GPU's number.
+    pub gpu_device: u32,
     /// How long a stage waits for pinned rows to be let go.
     pub stage_wait: Duration,
     /// How the SSD tier is to be used.
@@ -74,6 +79,8 @@ impl Engine {
             data_dir,
             host_ram_bytes,
             ssd_memory_bytes,
+            gpu_cache_bytes,
+            gpu_device,
             stage_wait,
             ssd: SsdConfig { write_bytes_per_s, read_threads, durability },
             lock_memory,
@@ -82,6 +89,8 @@ impl Engine {
         } = config;
         let store_config = StoreConfig {
             ssd_memory_bytes,
+            gpu_cache_bytes,
+            gpu_device,
             stage_wait,
             tables_max: limits.tables_max,
             ssd_write_bytes_per_s: write_bytes_per_s,
@@ -91,8 +100,20 @@ impl Engine {
             shares,
             ..StoreConfig::new(&data_dir, host_ram_bytes)
         };
-        let store = Store::open(store_config)
-            .map_err(|source| Error::Store { dir: data_dir.clone(), source: Box::new(source) })?;
+        let store = Store::open(store_config).map_err(|source| {
+            let no_gpu = matches!(
+                source,
+                tiers::Error::NoDevice(_) | tiers::Error::NoDeviceCode(_) | tiers::Error::Device(_)
+            );
+            if no_gpu {
+                return Error::Setting {
+                    setting: "gpu_cache",
+                    found: format_bytes(gpu_cache_bytes),
+                    expected: format!("what this machine has ({source})"),
+                };
+            }
+            Error::Store { dir: data_dir.clone(), source: Box::new(source) }
+        })?;
         Ok(Arc::new(Self {
             store,
             dir: data_dir,

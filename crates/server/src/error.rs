@@ -122,7 +122,11 @@ pub(crate) fn session_error(error: &tiers::Error) -> wire::Error {
         | tiers::Error::NewerFormat { .. } => Code::Corrupt,
         // a read that failed: a write that fails poisons the store and says so itself
         tiers::Error::Ssd { .. } | tiers::Error::Io { .. } => Code::Internal,
-        tiers::Error::NotAStore { .. } | tiers::Error::Locked { .. } => Code::Internal,
+        tiers::Error::NotAStore { .. }
+        | tiers::Error::Locked { .. }
+        | tiers::Error::NoDevice(_)
+        | tiers::Error::NoDeviceCode(_)
+        | tiers::Error::Device(_) => Code::Internal,
         _ => Code::Internal, // one that is newer than this table
     };
     wire::Error::new(code, error.to_string())

@@ -39,6 +39,12 @@ pub const STALL_DURATION_SECONDS: &str = "embedding_ps_stall_duration_seconds";
 pub const HOST_RAM_BUDGET_BYTES: &str = "embedding_ps_host_ram_budget_bytes";
 /// Bytes of it in use. Gauge.
 pub const HOST_RAM_USED_BYTES: &str = "embedding_ps_host_ram_used_bytes";
+/// Bytes of GPU memory that rows may take. Gauge.
+pub const GPU_CACHE_BYTES: &str = "embedding_ps_gpu_cache_bytes";
+/// Stages whose rows were resolved to places in GPU memory or host RAM. Counter.
+pub const GPU_STAGE_REQUESTS: &str = "embedding_ps_gpu_stage_requests";
+/// Seconds that this took, moves of rows included. Counter; over the stages, the mean latency.
+pub const GPU_STAGE_SECONDS: &str = "embedding_ps_gpu_stage_seconds";
 /// Rows in RAM that a staged step holds. Gauge.
 pub const PINNED_ROWS: &str = "embedding_ps_pinned_rows";
 /// Bytes that the SSD tier wrote to its files, merging included. Counter; over the bytes of rows
@@ -57,7 +63,8 @@ pub const HIT_KEYS: &str = "embedding_ps_hit_keys";
 /// Keys looked for in a tier and not found, by table, tier and cause. Counter. The cause is
 /// `first_touch`: the row was nowhere; or `capacity`: it was in a tier below. There is no third: a
 /// row that fits the budget stays whatever its neighbours are, for a full set spills into a stash,
-/// so no miss is due to a conflict. A tier's conditional hit rate is its hits over its hits and
+/// so no miss is due to a conflict. (In GPU memory a set may be full of staged rows; a row that
+/// finds no place there counts as capacity.) A tier's conditional hit rate is its hits over its hits and
 /// misses; its overall one, its hits over those of the topmost tier and the keys not admitted.
 pub const MISSED_KEYS: &str = "embedding_ps_missed_keys";
 /// Bytes of rows read from a tier, by table and tier. Counter.
@@ -74,6 +81,10 @@ pub const NOT_ADMITTED_KEYS: &str = "embedding_ps_not_admitted_keys";
 pub const EXPIRED_ROWS: &str = "embedding_ps_expired_rows";
 /// Rows that left RAM, by table. Counter.
 pub const EVICTED_ROWS: &str = "embedding_ps_evicted_rows";
+/// Rows that came up into GPU memory, by table. Counter.
+pub const PROMOTED_ROWS: &str = "embedding_ps_promoted_rows";
+/// Rows that left GPU memory, by table. Counter.
+pub const DEMOTED_ROWS: &str = "embedding_ps_demoted_rows";
 /// Rows written to SSD because they were dirty, by table. Counter.
 pub const WRITTEN_BACK_ROWS: &str = "embedding_ps_written_back_rows";
 
@@ -254,13 +265,19 @@ impl Collector for StoreCollector {
         for (name, help, value) in [
             (HOST_RAM_BUDGET_BYTES, "Host RAM for rows", status.host_ram_budget_bytes),
             (HOST_RAM_USED_BYTES, "Host RAM in use by rows", status.host_ram_used_bytes),
+            (GPU_CACHE_BYTES, "GPU memory for rows", status.gpu_cache_bytes),
             (PINNED_ROWS, "Rows that staged steps hold, once for each step", status.pinned_rows),
         ] {
             let gauge = ConstGauge::new(signed(value));
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
             gauge.encode(metric)?;
         }
+        let seconds = ConstCounter::new(status.gpu_stages_us as f64 / 1e6);
+        let help = "Time that stages took to be resolved in GPU memory";
+        let kind = seconds.metric_type();
+        seconds.encode(encoder.encode_descriptor(GPU_STAGE_SECONDS, help, None, kind)?)?;
         for (name, help, value) in [
+            (GPU_STAGE_REQUESTS, "Stages resolved in GPU memory", status.gpu_stages),
             (
                 SSD_FILE_WRITTEN_BYTES,
                 "Bytes written to files on SSD, merging included",
@@ -299,7 +316,9 @@ impl Collector for StoreCollector {
 type Read<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 const TABLE_GAUGES: [Read<TableStatus>; 1] = [(TABLE_ROWS, "Rows that exist", |t| t.rows)];
-const TABLE_COUNTERS: [Read<TableStatus>; 6] = [
+const TABLE_COUNTERS: [Read<TableStatus>; 8] = [
+    (PROMOTED_ROWS, "Rows that came up into GPU memory", |t| t.counters.promotions),
+    (DEMOTED_ROWS, "Rows that left GPU memory", |t| t.counters.demotions),
     (NOT_ADMITTED_KEYS, "Keys that admission kept out", |t| t.counters.not_admitted),
     (EXPIRED_ROWS, "Rows that nobody staged for too long", |t| t.counters.expired),
     (FIRST_TOUCH_ROWS, "Rows made at their first touch", |t| t.counters.first_touch),

@@ -23,7 +23,7 @@ pub enum Code {
     TooLarge = 5,
     /// A queue or the pinned rows are full; the same request may pass later.
     SlowDown = 6,
-    /// A durable write failed: the store refuses work until it is opened again.
+    /// A durable write, or the GPU, failed: the store refuses work until it is opened again.
     Poisoned = 7,
     /// Stored bytes are not what they must be.
     Corrupt = 8,

@@ -237,6 +237,9 @@ impl From<&StoreStatus> for proto::StoreStatus {
             tables,
             host_ram_budget_bytes,
             host_ram_used_bytes,
+            gpu_cache_bytes,
+            gpu_stages,
+            gpu_stages_us,
             pinned_rows,
             ssd_file_bytes_written,
             ssd_file_bytes_merged,
@@ -250,6 +253,9 @@ impl From<&StoreStatus> for proto::StoreStatus {
             opened_clean: *opened_clean,
             ssd_file_bytes_written: *ssd_file_bytes_written,
             ssd_file_bytes_merged: *ssd_file_bytes_merged,
+            gpu_cache_bytes: *gpu_cache_bytes,
+            gpu_stages: *gpu_stages,
+            gpu_stages_us: *gpu_stages_us,
         }
     }
 }
@@ -262,6 +268,9 @@ impl TryFrom<proto::StoreStatus> for StoreStatus {
             tables: message.tables.into_iter().map(TryInto::try_into).collect::<Result<_>>()?,
             host_ram_budget_bytes: message.host_ram_budget_bytes,
             host_ram_used_bytes: message.host_ram_used_bytes,
+            gpu_cache_bytes: message.gpu_cache_bytes,
+            gpu_stages: message.gpu_stages,
+            gpu_stages_us: message.gpu_stages_us,
             pinned_rows: message.pinned_rows,
             ssd_file_bytes_written: message.ssd_file_bytes_written,
             ssd_file_bytes_merged: message.ssd_file_bytes_merged,
@@ -322,6 +331,8 @@ impl From<&Counters> for proto::Counters {
             writebacks,
             not_admitted,
             expired,
+            promotions,
+            demotions,
         } = *counters;
         let tier = |tier: TierCounters| {
             let TierCounters { hits, misses, bytes_read, bytes_written } = tier;
@@ -337,6 +348,8 @@ impl From<&Counters> for proto::Counters {
             writebacks,
             not_admitted,
             expired,
+            promotions,
+            demotions,
         }
     }
 }
@@ -358,6 +371,8 @@ impl From<proto::Counters> for Counters {
             writebacks: message.writebacks,
             not_admitted: message.not_admitted,
             expired: message.expired,
+            promotions: message.promotions,
+            demotions: message.demotions,
         }
     }
 }
@@ -428,14 +443,14 @@ mod tests {
     }
 
     prop_compose! {
-        fn counters()(n in prop::array::uniform18(0_u64..)) -> Counters {
+        fn counters()(n in prop::array::uniform20(0_u64..)) -> Counters {
             let tier = |i: usize| TierCounters {
                 hits: n[i], misses: n[i + 1], bytes_read: n[i + 2], bytes_written: n[i + 3],
             };
             Counters {
                 gpu: tier(0), host: tier(4), ssd: tier(8),
                 first_touch: n[12], ssd_rereads: n[13], evictions: n[14], writebacks: n[15],
-                not_admitted: n[16], expired: n[17],
+                not_admitted: n[16], expired: n[17], promotions: n[18], demotions: n[19],
             }
         }
     }
@@ -443,7 +458,7 @@ mod tests {
     prop_compose! {
         fn statuses()(
             tables in prop::collection::vec((specs(), counters()), 0..4),
-            n in prop::array::uniform12(0_u64..),
+            n in prop::array::uniform15(0_u64..),
             opened_clean: bool,
         ) -> StoreStatus {
             let tier = |i: usize| TierStatus { rows: n[i], bytes: n[i + 1] };
@@ -458,6 +473,9 @@ mod tests {
                 pinned_rows: n[9],
                 ssd_file_bytes_written: n[10],
                 ssd_file_bytes_merged: n[11],
+                gpu_cache_bytes: n[12],
+                gpu_stages: n[13],
+                gpu_stages_us: n[14],
                 opened_clean,
             }
         }

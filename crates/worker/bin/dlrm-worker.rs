@@ -89,6 +89,7 @@ fn with_session(ps: &PsArgs, body: impl FnOnce(&dyn Session) -> Result<String>) 
     };
     let mut config = EmbeddedConfig::new(dir, ps.host_ram);
     config.ssd_memory_bytes = ps.ssd_memory;
+    config.gpu_cache_bytes = ps.gpu_cache;
     config.ssd = SsdConfig {
         write_bytes_per_s: ps.ssd_write_rate.0,
         read_threads: ps.ssd_read_threads,

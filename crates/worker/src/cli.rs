@@ -69,6 +69,9 @@ pub struct PsArgs {
     /// Bytes of RAM for RocksDB's write buffers and block cache (embedded only)
     #[arg(long, default_value = "64MiB", value_parser = units::parse_bytes)]
     pub ssd_memory: u64,
+    /// GPU memory for rows, taken at start; 0: none (embedded only)
+    #[arg(long, value_name = "SIZE", default_value = "0", value_parser = units::parse_bytes)]
+    pub gpu_cache: u64,
     /// What may be written to SSD a second, such as 200MiB/s, or off: as fast as the device takes
     /// it (embedded only)
     #[arg(long, value_name = "RATE", default_value = "off", value_parser = parse_rate)]

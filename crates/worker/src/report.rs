@@ -97,6 +97,11 @@ pub struct Tiers {
     keys_staged: u64,
     /// Bytes of host RAM that a cached row takes, everything included.
     host_bytes_per_row: f64,
+    /// Bytes of GPU memory that rows may take.
+    gpu_cache_bytes: u64,
+    /// Microseconds that a stage took to be resolved there, moves of rows included; none while no
+    /// stage was.
+    gpu_stage_us_mean: Option<f64>,
     /// Bytes that the SSD tier wrote to its files, merging included.
     ssd_file_bytes_written: u64,
     /// Bytes that it read from them to merge them.
@@ -118,6 +123,9 @@ impl Report {
             counters,
             keys_staged: counters.keys_staged(),
             host_bytes_per_row,
+            gpu_cache_bytes: store.gpu_cache_bytes,
+            gpu_stage_us_mean: (store.gpu_stages > 0)
+                .then(|| store.gpu_stages_us as f64 / store.gpu_stages as f64),
             ssd_file_bytes_written: store.ssd_file_bytes_written,
             ssd_file_bytes_merged: store.ssd_file_bytes_merged,
             write_amplification: store.write_amplification(),
@@ -185,14 +193,17 @@ impl Report {
 fn tier_lines(store: &StoreStatus) -> String {
     let mut text = String::new();
     let sums = store.totals();
-    let rows: [u64; 3] = store
-        .tables
-        .iter()
-        .fold([0; 3], |[all, host, ssd], t| [all + t.rows, host + t.host.rows, ssd + t.ssd.rows]);
+    let over_tables =
+        |rows: fn(&table::TableStatus) -> u64| -> u64 { store.tables.iter().map(rows).sum() };
+    let tiers = [
+        ("gpu", over_tables(|t| t.gpu.rows), sums.gpu),
+        ("host", over_tables(|t| t.host.rows), sums.host),
+        ("ssd", over_tables(|t| t.ssd.rows), sums.ssd),
+    ];
     let _ = writeln!(
         text,
         "{} rows in {} tables; host RAM {} of {}",
-        rows[0],
+        over_tables(|t| t.rows),
         store.tables.len(),
         format_bytes(store.host_ram_used_bytes),
         format_bytes(store.host_ram_budget_bytes)
@@ -202,7 +213,10 @@ fn tier_lines(store: &StoreStatus) -> String {
         "{:<6} {:>12} {:>14} {:>14} {:>9} {:>9} {:>12} {:>12}",
         "tier", "rows", "hits", "misses", "hit rate", "of all", "read", "written"
     );
-    for (name, rows, tier) in [("host", rows[1], sums.host), ("ssd", rows[2], sums.ssd)] {
+    for (name, rows, tier) in tiers {
+        if name == "gpu" && store.gpu_cache_bytes == 0 {
+            continue;
+        }
         let of = |whole: u64| 100.0 * tier.hits as f64 / whole.max(1) as f64;
         let (rate, overall) = (of(tier.hits + tier.misses), of(sums.keys_staged()));
         let _ = writeln!(
@@ -219,6 +233,16 @@ fn tier_lines(store: &StoreStatus) -> String {
         "first touches {}, re-reads {}, evictions {}, write-backs {}",
         sums.first_touch, sums.ssd_rereads, sums.evictions, sums.writebacks
     );
+    if store.gpu_cache_bytes > 0 {
+        let mean_us = store.gpu_stages_us / store.gpu_stages.max(1);
+        let _ = writeln!(
+            text,
+            "GPU memory {}: {} rows went up, {} down; a stage there took {mean_us} us",
+            format_bytes(store.gpu_cache_bytes),
+            sums.promotions,
+            sums.demotions
+        );
+    }
     if sums.not_admitted > 0 || sums.expired > 0 {
         let _ = writeln!(
             text,
