@@ -30,7 +30,7 @@ impl Loss {
 }
 
 /// The probability that a logit stands for.
-pub(crate) fn probability(logit: f32) -> f32 {
+pub fn probability(logit: f32) -> f32 {
     sigmoid(f64::from(logit)) as f32
 }
 

@@ -1,9 +1,11 @@
-//! What the kernels of other devices are held to: pooling and the dot interaction, by the functions
-//! that a step takes. It checks no shapes.
+//! What the kernels of other devices are held to: pooling, the dot interaction and the loss, by the
+//! functions that a step takes. It checks no shapes.
 
-use crate::FeatureRows;
+pub use crate::loss::probability;
+
 use crate::interaction::Dots;
 use crate::pooling::{pool, row_regions};
+use crate::{FeatureRows, Loss};
 
 /// Vector 0 of a sample as it is, then the products of its vectors, in a step's order.
 pub fn interact(
@@ -68,6 +70,17 @@ pub fn row_gradients(
         region.fill(features, dim, dim, width, std::iter::once(upstream));
     }
     gradients
+}
+
+/// Each sample's loss, and the gradient of their mean by each logit.
+pub fn losses_of_logits(loss: Loss, logits: &[f32], labels: &[f32]) -> (Vec<f64>, Vec<f32>) {
+    let mut gradient = vec![0.0; logits.len()];
+    let samples = logits.iter().zip(labels).zip(&mut gradient);
+    let of = |((logit, label), gradient): ((&f32, &f32), &mut f32)| {
+        let gradient = std::slice::from_mut(gradient);
+        loss.of_logits(&[*logit], &[*label], logits.len(), gradient)
+    };
+    (samples.map(of).collect(), gradient)
 }
 
 fn pairs(vectors: usize, with_itself: bool) -> usize {

@@ -277,7 +277,8 @@ impl Bench<'_> {
         };
         let bags = Bags::new(memory, taken)?;
         let features_bytes = samples * u64::from(shape.vectors) * row_bytes;
-        let crossed_bytes = samples * u64::from(shape.width()) * 4;
+        let width = shape.width();
+        let crossed_bytes = samples * u64::from(width) * 4;
         let features = memory.buffer(features_bytes)?;
         let gradient = memory.buffer(features_bytes)?;
         let crossed = memory.buffer(crossed_bytes)?;
@@ -286,7 +287,7 @@ impl Bench<'_> {
         let seconds = self.race(&mut [
             &mut || gradient.copy_from(stream, &features),
             &mut || kernels.pool(stream, &rows, &bags, &features),
-            &mut || kernels.interact(stream, shape, samples, &features, &crossed),
+            &mut || kernels.interact(stream, shape, samples, &features, &crossed, width),
             &mut || {
                 let crossed_gradient = &crossed;
                 kernels.interact_backward(
@@ -295,6 +296,7 @@ impl Bench<'_> {
                     samples,
                     &features,
                     crossed_gradient,
+                    width,
                     &gradient,
                 )
             },

@@ -184,8 +184,11 @@ fn product_error(
 }
 
 /// The nearest 16-bit brain float, ties to even.
-fn to_brain(x: f32) -> u16 {
+pub(crate) fn to_brain(x: f32) -> u16 {
     let bits = x.to_bits();
+    if x.is_nan() {
+        return (bits >> 16) as u16 | 0x40;
+    }
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 

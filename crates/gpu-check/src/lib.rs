@@ -4,6 +4,7 @@
 
 pub mod benchmarks;
 pub mod correctness;
+mod dense_vectors;
 pub mod libraries;
 pub mod report;
 pub mod vectors;

@@ -37,6 +37,7 @@ pub fn cases() -> Vec<Case> {
     {
         cases.extend(pools(200 + seed as u64, features, dim, samples, longest, blocks_max));
     }
+    cases.extend(crate::dense_vectors::cases());
     cases
 }
 
@@ -47,9 +48,23 @@ fn interactions(seed: u64, shape: Interaction, samples: usize, blocks_max: u32) 
     let crossed_gradient = floats(seed, 1, samples * shape.width() as usize);
     let crossed = interact(&features, n, d, with_itself);
     let gradient = interact_backward(&features, &crossed_gradient, n, d, with_itself);
+    // every other seed: a few floats more in a row, which are left as they are
+    let width = shape.width() + if seed.is_multiple_of(2) { 0 } else { 5 };
+    let spread = |rows: &[f32], between: f32| -> Vec<f32> {
+        let mut wide = vec![between; samples * width as usize];
+        let own = shape.width() as usize;
+        for (to, from) in wide.chunks_exact_mut(width as usize).zip(rows.chunks_exact(own)) {
+            to[..own].copy_from_slice(from);
+        }
+        wide
+    };
+    let before = vec![-7.0; samples * width as usize];
+    let (crossed, crossed_gradient) = (spread(&crossed, -7.0), spread(&crossed_gradient, f32::NAN));
+    let crossed = Argument::Floats { tolerance: TOLERANCE, before, after: crossed };
     let sizes = [
         Argument::U32(vectors),
         Argument::U32(dim),
+        Argument::U32(width),
         Argument::U32(u32::from(with_itself)),
         Argument::U64(samples as u64),
     ];
@@ -64,7 +79,7 @@ fn interactions(seed: u64, shape: Interaction, samples: usize, blocks_max: u32) 
             arguments: buffers.into_iter().chain(sizes.clone()).collect(),
         }
     };
-    let forward = vec![same(&features), comes_out(crossed)];
+    let forward = vec![same(&features), crossed];
     let backward = vec![same(&features), same(&crossed_gradient), comes_out(gradient)];
     [case("interact", false, forward), case("interact_backward", true, backward)]
 }
@@ -226,12 +241,12 @@ fn reverse(
     ]
 }
 
-fn same<T: bytemuck::NoUninit>(values: &[T]) -> Argument {
+pub(crate) fn same<T: bytemuck::NoUninit>(values: &[T]) -> Argument {
     buffer(values, values)
 }
 
 /// Floats that nobody wrote yet.
-fn comes_out(after: Vec<f32>) -> Argument {
+pub(crate) fn comes_out(after: Vec<f32>) -> Argument {
     Argument::Floats { tolerance: TOLERANCE, before: vec![f32::NAN; after.len()], after }
 }
 

@@ -129,15 +129,16 @@ __device__ __forceinline__ void take_vectors(
 }
 
 // A warp a sample: vector 0 as it is, then the products (1,0), (2,0), (2,1), (3,0), ..., with (i,i)
-// after (i,i-1) if asked for. features: [samples, vectors, dim]; crossed: [samples, dim + pairs];
-// shared memory: vectors * (dim + 1) floats for each warp of a block, which is whole warps
+// after (i,i-1) if asked for. features: [samples, vectors, dim]; crossed: [samples, width], of which
+// the first dim + pairs are written; shared memory: vectors * (dim + 1) floats for each warp of a
+// block, which is whole warps
 extern "C" __global__ void interact(
     const float* __restrict__ features, float* __restrict__ crossed, u32 vectors, u32 dim,
-    u32 with_itself, u64 samples) {
+    u32 width, u32 with_itself, u64 samples) {
     SHARED_BY_LAUNCH(shared);
     const u32 lane = threadIdx.x % WARP_THREADS, warps = blockDim.x / WARP_THREADS;
     float* mine = shared + threadIdx.x / WARP_THREADS * (vectors * (dim + 1));
-    const u32 pairs = pairs_before(vectors, with_itself), width = dim + pairs;
+    const u32 pairs = pairs_before(vectors, with_itself);
     const u64 first = (u64)blockIdx.x * warps + threadIdx.x / WARP_THREADS;
     for (u64 sample = first; sample < samples; sample += (u64)gridDim.x * warps) {
         take_vectors(features + sample * vectors * dim, mine, vectors, dim, lane);
@@ -158,14 +159,16 @@ extern "C" __global__ void interact(
 }
 
 // The gradient by each vector from that by each product, and for vector 0 that by itself too.
-// crossed_gradient: [samples, dim + pairs]; gradient: [samples, vectors, dim]; shared memory:
-// vectors * (dim + 1) + pairs floats for each warp of a block, which is whole warps
+// crossed_gradient: [samples, width], of which the first dim + pairs are read; gradient: [samples,
+// vectors, dim]; shared memory: vectors * (dim + 1) + pairs floats for each warp of a block, which is
+// whole warps
 extern "C" __global__ void interact_backward(
     const float* __restrict__ features, const float* __restrict__ crossed_gradient,
-    float* __restrict__ gradient, u32 vectors, u32 dim, u32 with_itself, u64 samples) {
+    float* __restrict__ gradient, u32 vectors, u32 dim, u32 width, u32 with_itself,
+    u64 samples) {
     SHARED_BY_LAUNCH(shared);
     const u32 lane = threadIdx.x % WARP_THREADS, warps = blockDim.x / WARP_THREADS;
-    const u32 pairs = pairs_before(vectors, with_itself), width = dim + pairs;
+    const u32 pairs = pairs_before(vectors, with_itself);
     float* mine = shared + threadIdx.x / WARP_THREADS * (vectors * (dim + 1) + pairs);
     float* slopes = mine + vectors * (dim + 1);
     const u64 first = (u64)blockIdx.x * warps + threadIdx.x / WARP_THREADS;

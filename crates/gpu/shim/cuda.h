@@ -253,3 +253,8 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline float __double2float_rn(double a) { return (float)a; }
+inline unsigned __float_as_uint(float a) {
+    unsigned bits;
+    std::memcpy(&bits, &a, sizeof bits);
+    return bits;
+}

@@ -9,6 +9,8 @@
 #include "../kernels/network.cu"
 
 #include "../kernels/cache.cu"
+
+#include "../kernels/dense.cu"
 #ifdef WITH_FAULTS
 #include "faults.cu"
 #endif
@@ -58,6 +60,23 @@ constexpr size_t arity(void (*)(A...)) {
     DO(move_rows_by_four) \
     DO(move_rows)
 
+#define DENSE_KERNELS(DO) \
+    DO(add_bias) \
+    DO(cut_and_sum) \
+    DO(sum_stretches) \
+    DO(loss_of_logits) \
+    DO(mean_of_losses) \
+    DO(probabilities_of) \
+    DO(copy_columns) \
+    DO(to_brain) \
+    DO(step_sgd) \
+    DO(step_adagrad) \
+    DO(step_adam) \
+    DO(sum_rows_of_few) \
+    DO(sum_rows_of_few_by_four) \
+    DO(sum_rows_of_many) \
+    DO(sum_rows_of_many_by_four)
+
 #ifdef WITH_FAULTS
 #define FAULTS(DO) \
     DO(barrier_that_half_reach) \
@@ -74,6 +93,7 @@ inline int arguments_of(const std::string& name) {
 #define ARITY(kernel) \
     if (name == #kernel) return (int)arity(kernel);
     ALL_KERNELS(ARITY)
+    DENSE_KERNELS(ARITY)
     FAULTS(ARITY)
 #undef ARITY
     return -1;
@@ -86,6 +106,7 @@ inline bool run_by_name(
 #define RUN(kernel) \
     if (name == #kernel) return run(kernel, grid, threads, shared_bytes, values, count);
     ALL_KERNELS(RUN)
+    DENSE_KERNELS(RUN)
     FAULTS(RUN)
 #undef RUN
     return false;

@@ -40,6 +40,16 @@ struct Buffer {
     size_t count;
     std::vector<unsigned char> expected;
     float tolerance; // below 0: bytes, which are equal or not
+    size_t width;    // of a number
+
+    double number(const unsigned char* at) const {
+        float brief;
+        double whole;
+        std::memcpy(&brief, at, sizeof brief);
+        if (width == sizeof brief) return brief;
+        std::memcpy(&whole, at, sizeof whole);
+        return whole;
+    }
 
     // The first byte that is not as expected; `count` where there is none.
     size_t first_wrong() const {
@@ -47,10 +57,8 @@ struct Buffer {
             const unsigned char* begin = bytes;
             return (size_t)(std::mismatch(begin, begin + count, expected.data()).first - begin);
         }
-        for (size_t i = 0; i < count; i += sizeof(float)) {
-            float found, wanted;
-            std::memcpy(&found, bytes + i, sizeof found);
-            std::memcpy(&wanted, expected.data() + i, sizeof wanted);
+        for (size_t i = 0; i < count; i += width) {
+            const double found = number(bytes + i), wanted = number(expected.data() + i);
             // not the other way round: what is no number is wrong
             if (!(std::fabs(found - wanted) <= tolerance * (1 + std::fabs(wanted)))) return i;
         }
@@ -86,16 +94,18 @@ int main(int count, char** arguments) {
             case 1: scalars[i] = reader.number(8); break;
             case 2:
             case 4:
-            case 5: {
+            case 5:
+            case 6: {
                 const size_t bytes = reader.number(8);
                 float tolerance = -1;
-                if (kind == 5) std::memcpy(&tolerance, reader.take(4), sizeof tolerance);
-                if (kind == 5 && bytes % sizeof(float) != 0) refuse("a part of a float");
+                const size_t width = kind == 6 ? sizeof(double) : sizeof(float);
+                if (kind >= 5) std::memcpy(&tolerance, reader.take(4), sizeof tolerance);
+                if (kind >= 5 && bytes % width != 0) refuse("a part of a float");
                 auto* memory = static_cast<unsigned char*>(std::malloc(bytes)); // 16-byte aligned
                 if (memory == nullptr && bytes > 0) refuse("a buffer is too large");
                 std::memcpy(memory, reader.take(bytes), bytes);
                 const unsigned char* after = reader.take(bytes);
-                buffers.push_back({memory, bytes, {after, after + bytes}, tolerance});
+                buffers.push_back({memory, bytes, {after, after + bytes}, tolerance, width});
                 scalars[i] = (uint64_t)(uintptr_t)memory;
                 break;
             }

@@ -46,14 +46,46 @@ pub const CACHE: Source = Source {
     kernels: &["find_slots", "insert_slots", "clear_slots", "move_rows_by_four", "move_rows"],
 };
 
+/// Around the matrix products of a step: bias and ReLU, the loss, sums of gradients, updates.
+pub const DENSE: Source = Source {
+    name: "dense.cu",
+    text: include_str!("../kernels/dense.cu"),
+    kernels: &[
+        "add_bias",
+        "cut_and_sum",
+        "sum_stretches",
+        "loss_of_logits",
+        "mean_of_losses",
+        "probabilities_of",
+        "copy_columns",
+        "to_brain",
+        "step_sgd",
+        "step_adagrad",
+        "step_adam",
+        "sum_rows_of_few",
+        "sum_rows_of_few_by_four",
+        "sum_rows_of_many",
+        "sum_rows_of_many_by_four",
+    ],
+};
+
 /// Every source.
-pub const ALL: [Source; 3] = [ROWS, NETWORK, CACHE];
+pub const ALL: [Source; 4] = [ROWS, NETWORK, CACHE, DENSE];
 
 /// Slots of a set of the cache's table: one for each thread of a warp.
 pub const WAYS: u32 = WARP;
 
 /// What the threads of a block share at most without asking the driver for more.
 pub const SHARED_BYTES_MAX: u32 = 48 << 10;
+
+/// Rows whose gradients by a bias are summed one after the other, by `cut_and_sum`.
+pub const STRETCH: u32 = 64;
+
+/// Columns that a block of `sum_stretches` takes at once.
+pub const STRETCH_COLUMNS: u32 = 32;
+
+/// Terms of a row's gradient that one thread sums; a row that has more gets a block.
+pub const FEW: u32 = 32;
 
 /// Threads of a warp.
 pub const WARP: u32 = 32;
@@ -115,6 +147,19 @@ mod tests {
                 .filter_map(|rest| rest.split('(').next())
                 .collect();
             assert_eq!(declared, source.kernels, "{}", source.name);
+        }
+    }
+
+    #[test]
+    fn sizes_that_both_sides_know_are_the_same() {
+        for (name, value) in [
+            ("STRETCH", STRETCH),
+            ("STRETCH_COLUMNS", STRETCH_COLUMNS),
+            ("FEW", FEW),
+            ("BLOCK_THREADS", BLOCK),
+        ] {
+            let line = format!("#define {name} {value}u\n");
+            assert!(DENSE.text.contains(&line), "{line}");
         }
     }
 

@@ -5,7 +5,7 @@
 use table::Optimizer;
 
 use crate::device::{Device, Stream};
-use crate::kernels::{ALL, BLOCK, CACHE, Interaction, NETWORK, ROWS, WARP, grid};
+use crate::kernels::{ALL, BLOCK, CACHE, DENSE, Interaction, NETWORK, ROWS, WARP, grid};
 use crate::memory::{Buffer, Memory};
 use crate::module::{Module, Threads, Value};
 use crate::{Code, Error, Result};
@@ -21,7 +21,8 @@ pub struct Kernels {
     rows: Module,
     network: Module,
     cache: Module,
-    blocks_max: u32,
+    pub(crate) dense: Module,
+    pub(crate) blocks_max: u32,
 }
 
 /// Rows where they lie, in device memory or in pinned host memory: a list of addresses on the
@@ -149,8 +150,9 @@ impl Kernels {
         let rows = Module::load(device, ROWS, &code(ROWS)?)?;
         let network = Module::load(device, NETWORK, &code(NETWORK)?)?;
         let cache = Module::load(device, CACHE, &code(CACHE)?)?;
-        let multiprocessors = device.description().multiprocessors;
-        Ok(Self { rows, network, cache, blocks_max: multiprocessors * BLOCKS_OF_A_MULTIPROCESSOR })
+        let dense = Module::load(device, DENSE, &code(DENSE)?)?;
+        let blocks_max = device.description().multiprocessors * BLOCKS_OF_A_MULTIPROCESSOR;
+        Ok(Self { rows, network, cache, dense, blocks_max })
     }
 
     /// The module that a kernel is in.
@@ -159,6 +161,7 @@ impl Kernels {
         match source {
             Some(ROWS) => Ok(&self.rows),
             Some(NETWORK) => Ok(&self.network),
+            Some(DENSE) => Ok(&self.dense),
             Some(_) => Ok(&self.cache),
             None => Err(Error::NoKernel(kernel.to_owned())),
         }
@@ -255,7 +258,8 @@ impl Kernels {
         unsafe { self.network.launch(stream, kernel, self.threads(elements), &values) }
     }
 
-    /// The dot interaction. features: [samples, vectors, dim]; crossed: [samples, width]
+    /// The dot interaction. features: [samples, vectors, dim]; crossed: [samples, width], of which
+    /// the first columns are written, as many as the shape's own width
     pub fn interact(
         &self,
         stream: &Stream,
@@ -263,16 +267,18 @@ impl Kernels {
         samples: u64,
         features: &Buffer,
         crossed: &Buffer,
+        width: u32,
     ) -> Result<()> {
         let Interaction { vectors, dim, with_itself } = shape;
         let threads = self.interaction_threads(shape, samples, false)?;
         length("features", features, samples * u64::from(vectors) * u64::from(dim) * FLOAT_BYTES)?;
-        length("crossed features", crossed, samples * u64::from(shape.width()) * FLOAT_BYTES)?;
+        crossed_length(shape, samples, crossed, width)?;
         let values = [
             Value::U64(features.address()),
             Value::U64(crossed.address()),
             Value::U32(vectors),
             Value::U32(dim),
+            Value::U32(width),
             Value::U32(u32::from(with_itself)),
             Value::U64(samples),
         ];
@@ -280,7 +286,8 @@ impl Kernels {
         unsafe { self.network.launch(stream, "interact", threads, &values) }
     }
 
-    /// Its reverse. crossed_gradient: [samples, width]; gradient: [samples, vectors, dim]
+    /// Its reverse. crossed_gradient: [samples, width], of which the first columns are read;
+    /// gradient: [samples, vectors, dim]
     pub fn interact_backward(
         &self,
         stream: &Stream,
@@ -288,6 +295,7 @@ impl Kernels {
         samples: u64,
         features: &Buffer,
         crossed_gradient: &Buffer,
+        width: u32,
         gradient: &Buffer,
     ) -> Result<()> {
         let Interaction { vectors, dim, with_itself } = shape;
@@ -295,14 +303,14 @@ impl Kernels {
         let features_bytes = samples * u64::from(vectors) * u64::from(dim) * FLOAT_BYTES;
         length("features", features, features_bytes)?;
         length("gradient of features", gradient, features_bytes)?;
-        let crossed_bytes = samples * u64::from(shape.width()) * FLOAT_BYTES;
-        length("gradient of crossed features", crossed_gradient, crossed_bytes)?;
+        crossed_length(shape, samples, crossed_gradient, width)?;
         let values = [
             Value::U64(features.address()),
             Value::U64(crossed_gradient.address()),
             Value::U64(gradient.address()),
             Value::U32(vectors),
             Value::U32(dim),
+            Value::U32(width),
             Value::U32(u32::from(with_itself)),
             Value::U64(samples),
         ];
@@ -330,7 +338,15 @@ impl Kernels {
     }
 }
 
-fn length(what: &'static str, buffer: &Buffer, expected: u64) -> Result<()> {
+fn crossed_length(shape: Interaction, samples: u64, crossed: &Buffer, width: u32) -> Result<()> {
+    let (what, found, expected) = ("width of crossed features", width, shape.width());
+    if found < expected {
+        return Err(Error::Length { what, found: found.into(), expected: expected.into() });
+    }
+    length("crossed features", crossed, samples * u64::from(width) * FLOAT_BYTES)
+}
+
+pub(crate) fn length(what: &'static str, buffer: &Buffer, expected: u64) -> Result<()> {
     let found = buffer.bytes();
     if found == expected { Ok(()) } else { Err(Error::Length { what, found, expected }) }
 }

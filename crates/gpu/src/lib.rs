@@ -7,6 +7,7 @@
 mod cache;
 mod cache_vectors;
 mod compile;
+mod dense;
 mod device;
 mod error;
 mod exchange;
@@ -23,6 +24,7 @@ pub mod vectors;
 
 pub use cache::{CodeCache, CodeSource};
 pub use compile::{Code, compile, compiler_version, has_compiler};
+pub use dense::{Columns, DenseRule, Matrix, RowTerms};
 pub use device::{Device, Event, Stream};
 pub use error::{Error, NoCode, NoDevice, Result};
 pub use exchange::Exchange;

@@ -42,6 +42,7 @@ struct Held<'a> {
 enum Expected<'a> {
     Bytes(&'a [u8]),
     Floats(f32, &'a [f32]),
+    Doubles(f32, &'a [f64]),
 }
 
 /// Runs a launch and compares every buffer.
@@ -75,6 +76,11 @@ pub unsafe fn replay(
                 let buffer = memory.buffer_of(before)?;
                 values.push(Value::U64(buffer.address()));
                 held.push(Held { buffer, expected: Expected::Floats(*tolerance, after) });
+            }
+            Argument::Doubles { tolerance, before, after } => {
+                let buffer = memory.buffer_of(before)?;
+                values.push(Value::U64(buffer.address()));
+                held.push(Held { buffer, expected: Expected::Doubles(*tolerance, after) });
             }
             Argument::Memory { before, after } => {
                 let buffer = match rows_in {
@@ -131,16 +137,22 @@ impl Held<'_> {
             Expected::Floats(tolerance, expected) => {
                 let floats = found.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>);
                 let mut pairs = floats.zip(expected).enumerate();
-                let wrong = pairs.find(|(_, (x, y))| !near(*x, **y, tolerance));
+                let wrong = pairs.find(|(_, (x, y))| !near((*x).into(), (**y).into(), tolerance));
                 wrong.map(|(i, (x, y))| at(4 * i, x.to_string(), y.to_string()))
+            }
+            Expected::Doubles(tolerance, expected) => {
+                let doubles = found.chunks_exact(8).map(bytemuck::pod_read_unaligned::<f64>);
+                let mut pairs = doubles.zip(expected).enumerate();
+                let wrong = pairs.find(|(_, (x, y))| !near(*x, **y, tolerance));
+                wrong.map(|(i, (x, y))| at(8 * i, x.to_string(), y.to_string()))
             }
         })
     }
 }
 
 /// Whether a float may stand where another is expected; what is no number may not.
-fn near(found: f32, expected: f32, tolerance: f32) -> bool {
-    (found - expected).abs() <= tolerance * (1.0 + expected.abs())
+fn near(found: f64, expected: f64, tolerance: f32) -> bool {
+    (found - expected).abs() <= f64::from(tolerance) * (1.0 + expected.abs())
 }
 
 fn hex(byte: u8) -> String {
@@ -155,7 +167,7 @@ mod tests {
     fn what_is_no_number_is_near_to_nothing() {
         assert!(near(1.0, 1.00001, 1e-5));
         assert!(!near(1.0, 1.0001, 1e-5));
-        assert!(!near(f32::NAN, f32::NAN, 1e-5));
-        assert!(!near(f32::INFINITY, 1.0, 1e-5));
+        assert!(!near(f64::NAN, f64::NAN, 1e-5));
+        assert!(!near(f64::INFINITY, 1.0, 1e-5));
     }
 }

@@ -9,7 +9,7 @@
 //! count, and for each row the u64 offset of its first byte, all ones for none; 4, like 2, but no
 //! argument: only rows lead there; 5, a buffer of floats: u64 length, f32 tolerance, the bytes
 //! before, the bytes after: x may come out where y is expected if |x - y| is at most the tolerance
-//! times 1 + |y|.
+//! times 1 + |y|; 6, the same for doubles.
 
 use table::{Optimizer, mix};
 
@@ -42,6 +42,15 @@ pub enum Argument {
         before: Vec<f32>,
         /// They after the launch.
         after: Vec<f32>,
+    },
+    /// The same of doubles.
+    Doubles {
+        /// How far they may be off: |x - y| is at most this times 1 + |y|.
+        tolerance: f32,
+        /// They before the launch.
+        before: Vec<f64>,
+        /// They after the launch.
+        after: Vec<f64>,
     },
     /// Not an argument, but the memory that rows lie in.
     Memory {
@@ -134,6 +143,14 @@ pub fn encode(cases: &[Case]) -> Vec<u8> {
                 Argument::Floats { tolerance, before, after } => {
                     assert_eq!(before.len(), after.len(), "a buffer keeps its length");
                     bytes.push(5);
+                    bytes.extend((size_of_val(&before[..]) as u64).to_le_bytes());
+                    bytes.extend(tolerance.to_le_bytes());
+                    bytes.extend(bytes_of(before));
+                    bytes.extend(bytes_of(after));
+                }
+                Argument::Doubles { tolerance, before, after } => {
+                    assert_eq!(before.len(), after.len(), "a buffer keeps its length");
+                    bytes.push(6);
                     bytes.extend((size_of_val(&before[..]) as u64).to_le_bytes());
                     bytes.extend(tolerance.to_le_bytes());
                     bytes.extend(bytes_of(before));

@@ -76,6 +76,16 @@ impl AdamStep {
         let rate = (f64::from(learning_rate) / correction1) as f32;
         Self { beta1, beta2, eps, rate, root_of_correction: libm::sqrt(correction2) as f32 }
     }
+
+    /// The learning rate over the first moment's correction.
+    pub fn rate(&self) -> f32 {
+        self.rate
+    }
+
+    /// The root of the second moment's correction.
+    pub fn root_of_correction(&self) -> f32 {
+        self.root_of_correction
+    }
 }
 
 /// Adam (Kingma and Ba, arXiv:1412.6980), in the form of PyTorch's `Adam`, `eps` outside the root:
