@@ -4,13 +4,17 @@
 // kernel is executed where there is no device. Every handle, address and length that they hand
 // over is checked; what CUDA would refuse or leave undefined ends the program with a message.
 //
-// It shows nothing about a device: work is done before a call returns, so that a missing wait for a
-// stream goes unseen; its code is no code, its clock the host's, and its products plain loops.
-// FLIP_A_BIT_OF, a kernel's name: its first launch comes out wrong, so that a test sees that found.
+// Work of streams is done as late as it may be (streams.h), so that a missing wait is seen. It shows
+// nothing else about a device: its code is no code, its clock the host's, its products (products.h)
+// plain loops. FLIP_A_BIT_OF, a kernel's name: its first launch comes out wrong, so that a test sees
+// that found; REFUSE_EPILOGUES: products add no bias, as where a library knows none for a shape;
 // FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so is all that waits.
 #include "kernels.h"
 
-#include <chrono>
+#include "products.h"
+#include "streams.h"
+
+#include <functional>
 #include <map>
 #include <mutex>
 #include <set>
@@ -24,17 +28,12 @@ namespace {
 
 using Address = unsigned long long;
 constexpr int SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500;
-constexpr int LAUNCH_FAILED = 719;
+using pretended::LAUNCH_FAILED;
 constexpr size_t MEMORY_BYTES = 3ull << 30;
 
-[[noreturn]] void refuse(const char* call, const char* what) {
-    std::fprintf(stderr, "pretended CUDA: %s: %s\n", call, what);
-    std::_Exit(3);
-}
-
-// Guards all that follows: programs call from many threads.
-std::recursive_mutex everything;
-using Guard = std::lock_guard<std::recursive_mutex>;
+using pretended::check_memory;
+using pretended::Guard;
+using pretended::refuse;
 
 // The bytes that the program has, by where they begin: 1 for the device's, 2 for pinned ones, 3 for
 // the program's own that it registered.
@@ -45,11 +44,17 @@ struct Held {
 std::map<Address, Held> memory;
 size_t device_bytes = 0;
 bool has_context = false;
-bool failed = false; // a device that failed once does nothing more
 thread_local bool entered = false;
 
-void check_memory(const char* call, Address address, size_t bytes) {
-    const Guard guard(everything);
+} // namespace
+
+void pretended::refuse(const char* call, const char* what) {
+    std::fprintf(stderr, "pretended CUDA: %s: %s\n", call, what);
+    std::_Exit(3);
+}
+
+void pretended::check_memory(const char* call, Address address, size_t bytes) {
+    const Guard guard(pretended::all.lock);
     auto after = memory.upper_bound(address);
     if (after == memory.begin()) refuse(call, "an address that nobody has");
     --after;
@@ -58,19 +63,16 @@ void check_memory(const char* call, Address address, size_t bytes) {
     }
 }
 
+namespace {
+
 void check_context(const char* call) {
     if (!has_context || !entered) refuse(call, "the calling thread has no context");
 }
 
-struct Stream {};
-struct Event {
-    bool recorded = false;
-    std::chrono::steady_clock::time_point time;
-};
 struct Module {
     std::vector<std::unique_ptr<std::string>> names;
 };
-std::set<void*> streams, events, modules;
+std::set<void*> modules;
 
 // Of a row it does not matter whether the bytes were given out in one piece.
 void check_row(const std::string& kernel, Address address, size_t bytes) {
@@ -86,31 +88,41 @@ void check_row(const std::string& kernel, Address address, size_t bytes) {
     }
 }
 
-// Kernels that take rows by their addresses: every row is where the device reaches it.
-void check_rows(const std::string& kernel, void** values) {
-    const auto list = [&](int i) { return *static_cast<const Address**>(values[i]); };
-    const auto rows = [&](int at, size_t n, size_t floats) {
-        check_memory(kernel.c_str(), (Address)(uintptr_t)list(at), n * sizeof(Address));
-        for (size_t i = 0; i < n; i++)
-            if (list(at)[i] != 0) check_row(kernel, list(at)[i], floats * sizeof(float));
-    };
+// Rows by a list of their addresses.
+struct Listed {
+    Address list;
+    size_t rows, floats;
+};
+
+// Of kernels that take rows by their addresses: that every row is where the device reaches it. The
+// lists are read when that is run, for what fills them may be under way.
+std::function<void()> check_of_rows(const std::string& kernel, void** values) {
     const auto number = [&](int i) { return *static_cast<const unsigned*>(values[i]); };
-    const auto count = [&](int i) { return *static_cast<const Address*>(values[i]); };
+    const auto word = [&](int i) { return *static_cast<const Address*>(values[i]); };
+    std::vector<Listed> all;
     if (kernel.rfind("gather_rows", 0) == 0 || kernel == "update_sgd") {
-        rows(0, count(3), number(2));
+        all.push_back({word(0), word(3), number(2)});
     } else if (kernel.rfind("move_rows", 0) == 0) {
-        rows(0, count(3), number(2));
-        rows(1, count(3), number(2));
+        all.push_back({word(0), word(3), number(2)});
+        all.push_back({word(1), word(3), number(2)});
     } else if (kernel.rfind("update_", 0) == 0) {
-        const size_t dim = number(3);
-        rows(0, count(4), dim);
-        const size_t of_adam = kernel == "update_adam" ? 2 * dim + 1 : 1;
-        rows(1, count(4), kernel == "update_adagrad" ? dim : of_adam);
+        const size_t dim = number(3), of_adam = kernel == "update_adam" ? 2 * dim + 1 : 1;
+        all.push_back({word(0), word(4), dim});
+        all.push_back({word(1), word(4), kernel == "update_adagrad" ? dim : of_adam});
     }
+    return [kernel, all] {
+        for (const Listed& listed : all) {
+            check_memory(kernel.c_str(), listed.list, listed.rows * sizeof(Address));
+            const auto* addresses = (const Address*)(uintptr_t)listed.list;
+            for (size_t i = 0; i < listed.rows; i++) {
+                if (addresses[i] == 0) continue;
+                check_row(kernel, addresses[i], listed.floats * sizeof(float));
+            }
+        }
+    };
 }
 
 void check_handle(const char* call, const std::set<void*>& handles, void* handle) {
-    const Guard guard(everything);
     if (!handles.count(handle)) refuse(call, "a handle that is not, or no longer, one");
 }
 
@@ -143,16 +155,16 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
     }
 }
 int cuDevicePrimaryCtxRetain(void** context, int) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     has_context = true;
     return *context = &has_context, SUCCESS;
 }
 int cuDevicePrimaryCtxRelease_v2(int) {
-    const Guard guard(everything);
-    if (failed) return LAUNCH_FAILED;
+    const Guard guard(pretended::all.lock);
+    if (pretended::all.failed) return LAUNCH_FAILED;
     if (!memory.empty()) refuse("cuDevicePrimaryCtxRelease", "memory is still held");
-    if (!streams.empty() || !events.empty() || !modules.empty()) {
-        refuse("cuDevicePrimaryCtxRelease", "streams, events or modules are still held");
+    if (!pretended::all.empty() || !modules.empty()) {
+        refuse("cuDevicePrimaryCtxRelease", "streams, events, graphs or modules are still held");
     }
     has_context = false;
     return SUCCESS;
@@ -163,63 +175,16 @@ int cuCtxSetCurrent(void* context) {
 }
 int cuCtxSynchronize() {
     check_context("cuCtxSynchronize");
-    return failed ? LAUNCH_FAILED : SUCCESS;
+    return pretended::all.run_all("cuCtxSynchronize");
 }
 int cuMemGetInfo_v2(size_t* free, size_t* total) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     *free = MEMORY_BYTES - device_bytes;
     return *total = MEMORY_BYTES, SUCCESS;
 }
 
-int cuStreamCreate(void** stream, unsigned) {
-    const Guard guard(everything);
-    check_context("cuStreamCreate");
-    return streams.insert(*stream = new Stream), SUCCESS;
-}
-int cuStreamDestroy_v2(void* stream) {
-    const Guard guard(everything);
-    check_handle("cuStreamDestroy", streams, stream);
-    streams.erase(stream);
-    return delete static_cast<Stream*>(stream), SUCCESS;
-}
-int cuStreamSynchronize(void* stream) {
-    check_handle("cuStreamSynchronize", streams, stream);
-    return failed ? LAUNCH_FAILED : SUCCESS;
-}
-int cuStreamWaitEvent(void* stream, void* event, unsigned) {
-    check_handle("cuStreamWaitEvent", streams, stream);
-    return check_handle("cuStreamWaitEvent", events, event), SUCCESS;
-}
-
-int cuEventCreate(void** event, unsigned) {
-    const Guard guard(everything);
-    check_context("cuEventCreate");
-    return events.insert(*event = new Event), SUCCESS;
-}
-int cuEventDestroy_v2(void* event) {
-    const Guard guard(everything);
-    check_handle("cuEventDestroy", events, event);
-    events.erase(event);
-    return delete static_cast<Event*>(event), SUCCESS;
-}
-int cuEventRecord(void* event, void* stream) {
-    check_handle("cuEventRecord", events, event);
-    check_handle("cuEventRecord", streams, stream);
-    *static_cast<Event*>(event) = {true, std::chrono::steady_clock::now()};
-    return SUCCESS;
-}
-int cuEventSynchronize(void* event) {
-    return check_handle("cuEventSynchronize", events, event), SUCCESS;
-}
-int cuEventElapsedTime_v2(float* ms, void* start, void* end) {
-    const Event &from = *static_cast<Event*>(start), &to = *static_cast<Event*>(end);
-    if (!from.recorded || !to.recorded) return 400;
-    *ms = std::chrono::duration<float, std::milli>(to.time - from.time).count();
-    return SUCCESS;
-}
-
 static int allocate(size_t bytes, int kind, Address* address) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     if (bytes == 0) return INVALID_VALUE;
     if (kind == 1 && bytes > MEMORY_BYTES - device_bytes) return OUT_OF_MEMORY;
     void* place = nullptr;
@@ -231,15 +196,17 @@ static int allocate(size_t bytes, int kind, Address* address) {
     return SUCCESS;
 }
 static int release(const char* call, Address address, int kind) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     auto found = memory.find(address);
     if (found == memory.end() || found->second.kind != kind) refuse(call, "not allocated so");
+    if (!pretended::all.idle()) refuse(call, "work that may use it is under way");
     if (kind == 1) device_bytes -= found->second.bytes;
     memory.erase(found);
     return std::free((void*)(uintptr_t)address), SUCCESS;
 }
 int cuMemAlloc_v2(Address* address, size_t bytes) {
     check_context("cuMemAlloc");
+    pretended::all.none_recorded("cuMemAlloc");
     return allocate(bytes, 1, address);
 }
 int cuMemFree_v2(Address address) { return release("cuMemFree", address, 1); }
@@ -260,7 +227,7 @@ int cuMemHostGetDevicePointer_v2(Address* address, void* place, unsigned) {
 }
 int cuMemHostRegister_v2(void* place, size_t bytes, unsigned flags) {
     check_context("cuMemHostRegister");
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     const Address address = (Address)(uintptr_t)place;
     if (flags != 3) refuse("cuMemHostRegister", "flags other than portable and mapped");
     if (bytes == 0 || address % 4096 != 0) return INVALID_VALUE;
@@ -273,48 +240,55 @@ int cuMemHostRegister_v2(void* place, size_t bytes, unsigned flags) {
     return SUCCESS;
 }
 int cuMemHostUnregister(void* place) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     auto found = memory.find((Address)(uintptr_t)place);
     if (found == memory.end() || found->second.kind != 3) return 713; // not registered
+    if (!pretended::all.idle()) refuse("cuMemHostUnregister", "work that may use it is under way");
     memory.erase(found);
     return SUCCESS;
 }
 int cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
     check_context("cuMemcpyHtoD");
+    pretended::all.none_recorded("cuMemcpyHtoD");
     if (bytes > 0) check_memory("cuMemcpyHtoD", to, bytes);
     return std::memcpy((void*)(uintptr_t)to, from, bytes), SUCCESS;
 }
 int cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
     check_context("cuMemcpyDtoH");
+    pretended::all.none_recorded("cuMemcpyDtoH");
     if (bytes > 0) check_memory("cuMemcpyDtoH", from, bytes);
     return std::memcpy(to, (const void*)(uintptr_t)from, bytes), SUCCESS;
 }
 int cuMemcpyAsync(Address to, Address from, size_t bytes, void* stream) {
-    check_handle("cuMemcpyAsync", streams, stream);
     check_memory("cuMemcpyAsync", to, bytes);
     check_memory("cuMemcpyAsync", from, bytes);
-    return std::memmove((void*)(uintptr_t)to, (const void*)(uintptr_t)from, bytes), SUCCESS;
+    pretended::all.add("cuMemcpyAsync", stream, [=] {
+        std::memmove((void*)(uintptr_t)to, (const void*)(uintptr_t)from, bytes);
+    });
+    return SUCCESS;
 }
 int cuMemsetD8Async(Address to, unsigned char byte, size_t bytes, void* stream) {
-    check_handle("cuMemsetD8Async", streams, stream);
     check_memory("cuMemsetD8Async", to, bytes);
-    return std::memset((void*)(uintptr_t)to, byte, bytes), SUCCESS;
+    pretended::all.add("cuMemsetD8Async", stream, [=] {
+        std::memset((void*)(uintptr_t)to, byte, bytes);
+    });
+    return SUCCESS;
 }
 
 int cuModuleLoadData(void** module, const void* image) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     check_context("cuModuleLoadData");
     if (std::memcmp(image, CODE, std::strlen(CODE)) != 0) return 200;
     return modules.insert(*module = new Module), SUCCESS;
 }
 int cuModuleUnload(void* module) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     check_handle("cuModuleUnload", modules, module);
     modules.erase(module);
     return delete static_cast<Module*>(module), SUCCESS;
 }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
-    const Guard guard(everything);
+    const Guard guard(pretended::all.lock);
     check_handle("cuModuleGetFunction", modules, module);
     if (cuda_on_cpu::arguments_of(name) < 0) return NOT_FOUND;
     auto& names = static_cast<Module*>(module)->names;
@@ -326,28 +300,29 @@ int cuLaunchKernel(
     unsigned threads_y, unsigned threads_z, unsigned shared_bytes, void* stream, void** values,
     void**) {
     check_context("cuLaunchKernel");
-    check_handle("cuLaunchKernel", streams, stream);
     const std::string& name = *static_cast<std::string*>(function);
     if (grid_y != 1 || grid_z != 1 || threads_y != 1 || threads_z != 1) return INVALID_VALUE;
     if (grid == 0 || threads == 0 || threads > 1024) return INVALID_VALUE;
     if (shared_bytes > 48 << 10) return INVALID_VALUE;
-    const size_t count = (size_t)cuda_on_cpu::arguments_of(name);
-    const Guard guard(everything); // the shim has one block
+    const Guard guard(pretended::all.lock);
     const char* last = std::getenv("FAIL_AFTER_LAUNCHES");
     static long launches = 0;
-    failed = failed || (last != nullptr && launches++ >= std::atol(last));
-    if (failed) return LAUNCH_FAILED;
-    check_rows(name, values);
-    cuda_on_cpu::run_by_name(name, grid, threads, shared_bytes, values, count);
-    const char* wrong = std::getenv("FLIP_A_BIT_OF");
-    static bool flipped = false;
-    if (wrong != nullptr && name == wrong && !flipped) {
+    if (last != nullptr && launches++ >= std::atol(last)) pretended::all.failed = true;
+    if (pretended::all.failed) return LAUNCH_FAILED;
+    const auto check = check_of_rows(name, values);
+    const auto run = cuda_on_cpu::bound_by_name(name, grid, threads, shared_bytes, values);
+    pretended::all.add("cuLaunchKernel", stream, [check, run, name] {
+        check(); // work is run under the lock: the shim has one block
+        run();
+        const char* wrong = std::getenv("FLIP_A_BIT_OF");
+        static bool flipped = false;
+        if (wrong == nullptr || name != wrong || flipped) return;
         flipped = true; // once: what lies there later may be addresses
         // the first byte of what the program took: there its first buffer begins
         for (auto& [address, held] : memory) {
             if (held.kind == 1) *(unsigned char*)(uintptr_t)address ^= 1;
         }
-    }
+    });
     return SUCCESS;
 }
 
@@ -366,89 +341,5 @@ int nvrtcGetProgramLogSize(void*, size_t* bytes) { return *bytes = 1, 0; }
 int nvrtcGetProgramLog(void*, char* log) { return *log = 0, 0; }
 int nvrtcGetCUBINSize(void*, size_t* bytes) { return *bytes = std::strlen(CODE) + 1, 0; }
 int nvrtcGetCUBIN(void*, char* code) { return std::strcpy(code, CODE), 0; }
-
-// cuBLASLt: column by column, no transposition, and sums in doubles
-
-struct Layout {
-    unsigned type;
-    uint64_t rows, columns;
-    int64_t stride;
-};
-struct Algorithm {
-    uint64_t data[8];
-};
-struct Heuristic {
-    Algorithm algorithm;
-    size_t workspace_bytes;
-    unsigned state;
-    float waves;
-    int reserved[4];
-};
-
-int cublasLtCreate(void** handle) { return *handle = new int(0), 0; }
-int cublasLtDestroy(void* handle) { return delete static_cast<int*>(handle), 0; }
-int cublasLtMatmulDescCreate(void** description, unsigned compute, unsigned) {
-    return *description = new unsigned(compute), 0;
-}
-int cublasLtMatmulDescDestroy(void* description) {
-    return delete static_cast<unsigned*>(description), 0;
-}
-int cublasLtMatrixLayoutCreate(
-    void** layout, unsigned type, uint64_t rows, uint64_t columns, int64_t stride) {
-    return *layout = new Layout{type, rows, columns, stride}, 0;
-}
-int cublasLtMatrixLayoutDestroy(void* layout) { return delete static_cast<Layout*>(layout), 0; }
-int cublasLtMatmulPreferenceCreate(void** preference) { return *preference = new int(0), 0; }
-int cublasLtMatmulPreferenceDestroy(void* preference) {
-    return delete static_cast<int*>(preference), 0;
-}
-int cublasLtMatmulPreferenceSetAttribute(void*, unsigned, const void*, size_t) { return 0; }
-int cublasLtMatmulAlgoGetHeuristic(
-    void*, void*, void* a, void* b, void* c, void*, void*, int, Heuristic* found, int* count) {
-    const Layout &x = *static_cast<Layout*>(a), &y = *static_cast<Layout*>(b),
-                 &z = *static_cast<Layout*>(c);
-    *count = x.columns == y.rows && x.rows == z.rows && y.columns == z.columns;
-    *found = {};
-    return 0;
-}
-
-static float element(const Layout& layout, const void* matrix, uint64_t row, uint64_t column) {
-    const uint64_t at = column * (uint64_t)layout.stride + row;
-    if (layout.type == 0) return static_cast<const float*>(matrix)[at];
-    const uint32_t bits = (uint32_t) static_cast<const uint16_t*>(matrix)[at] << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-int cublasLtMatmul(
-    void*, void*, const float* alpha, const void* a, void* a_layout, const void* b, void* b_layout,
-    const float* beta, const void*, void*, void* d, void* d_layout, const Algorithm*, void*, size_t,
-    void* stream) {
-    check_handle("cublasLtMatmul", streams, stream);
-    const Layout &x = *static_cast<Layout*>(a_layout), &y = *static_cast<Layout*>(b_layout),
-                 &z = *static_cast<Layout*>(d_layout);
-    if (*alpha != 1 || *beta != 0) refuse("cublasLtMatmul", "factors that are not pretended");
-    const size_t width = z.type == 0 ? 4 : 2;
-    check_memory("cublasLtMatmul", (Address)(uintptr_t)d, z.rows * z.columns * width);
-    for (uint64_t j = 0; j < z.columns; j++) {
-        for (uint64_t i = 0; i < z.rows; i++) {
-            double sum = 0;
-            for (uint64_t k = 0; k < x.columns; k++)
-                sum += element(x, a, i, k) * element(y, b, k, j);
-            const float value = (float)sum;
-            const uint64_t at = j * (uint64_t)z.stride + i;
-            if (z.type == 0) {
-                static_cast<float*>(d)[at] = value;
-            } else {
-                uint32_t bits;
-                std::memcpy(&bits, &value, sizeof bits);
-                bits += 0x7fff + (bits >> 16 & 1);
-                static_cast<uint16_t*>(d)[at] = (uint16_t)(bits >> 16);
-            }
-        }
-    }
-    return 0;
-}
 
 } // extern "C"

@@ -15,6 +15,7 @@
 #include "faults.cu"
 #endif
 
+#include <functional>
 #include <string>
 #include <tuple>
 
@@ -34,6 +35,21 @@ bool run(
         unpack(kernel, values, std::index_sequence_for<A...>{});
     });
     return true;
+}
+
+// A launch with its arguments' values, to be run later, once or often.
+template <typename... A, size_t... I>
+std::function<void()> bound(
+    void (*kernel)(A...), unsigned grid, unsigned threads, unsigned shared_bytes, void** values,
+    std::index_sequence<I...>) {
+    const std::tuple<A...> held(*static_cast<A*>(values[I])...);
+    return [=] { launch(grid, threads, shared_bytes, [&] { std::apply(kernel, held); }); };
+}
+
+template <typename... A>
+std::function<void()> bound(
+    void (*kernel)(A...), unsigned grid, unsigned threads, unsigned shared_bytes, void** values) {
+    return bound(kernel, grid, threads, shared_bytes, values, std::index_sequence_for<A...>{});
 }
 
 template <typename... A>
@@ -110,6 +126,19 @@ inline bool run_by_name(
     FAULTS(RUN)
 #undef RUN
     return false;
+}
+
+// A launch of the kernel of that name, which there is, to be run later.
+inline std::function<void()> bound_by_name(
+    const std::string& name, unsigned grid, unsigned threads, unsigned shared_bytes,
+    void** values) {
+#define BOUND(kernel) \
+    if (name == #kernel) return bound(kernel, grid, threads, shared_bytes, values);
+    ALL_KERNELS(BOUND)
+    DENSE_KERNELS(BOUND)
+    FAULTS(BOUND)
+#undef BOUND
+    undefined("a kernel that there is not");
 }
 
 } // namespace cuda_on_cpu

@@ -69,6 +69,20 @@ pub struct RowTerms<'a> {
     pub counts: &'a Buffer, // [2] u64
 }
 
+/// Which rows each feature of each sample takes, on the device. Whoever fills the lists vouches that
+/// `starts` ascend and end within `places`, that places are rows, and that addresses lead to rows.
+#[derive(Debug, Clone, Copy)]
+pub struct BagTerms<'a> {
+    /// Where each row begins.
+    pub addresses: &'a Buffer, // [rows] u64
+    /// Where each bag's places begin, and the end; a sample's features side by side.
+    pub starts: &'a Buffer, // [samples * features + 1] u32, or more
+    /// Places among the rows.
+    pub places: &'a Buffer, // [terms] u32
+    /// What each row counts; none: once.
+    pub weights: Option<&'a Buffer>, // [terms] f32
+}
+
 impl Matrix<'_> {
     fn bytes(self) -> u64 {
         self.rows * u64::from(self.width) * FLOAT_BYTES
@@ -280,6 +294,45 @@ impl Kernels {
         arguments.extend(rest.into_iter().map(Value::F32));
         // SAFETY: the signature's values, lengths checked just above.
         unsafe { self.dense.launch(stream, kernel, self.threads(n), &arguments) }
+    }
+
+    /// Sums of rows into vectors 1 on of each sample. vectors: [samples, 1 + features, dim]
+    pub fn pool_terms(
+        &self,
+        stream: &Stream,
+        terms: BagTerms<'_>,
+        vectors: &Buffer,
+        dim: u32,
+        features: u32,
+        samples: u64,
+    ) -> Result<()> {
+        let bags = samples * u64::from(features);
+        let needed = (bags + 1) * FLOAT_BYTES;
+        if terms.starts.bytes() < needed {
+            let (what, found) = ("starts of bags", terms.starts.bytes());
+            return Err(Error::Length { what, found, expected: needed });
+        }
+        if let Some(weights) = terms.weights {
+            length("weights of bags", weights, terms.places.bytes())?;
+        }
+        let floats = samples * (u64::from(features) + 1) * u64::from(dim);
+        length("pooled rows", vectors, floats * FLOAT_BYTES)?;
+        let by_four = dim.is_multiple_of(4);
+        let kernel = if by_four { "pool_rows_by_four" } else { "pool_rows" };
+        let arguments = [
+            Value::U64(terms.addresses.address()),
+            Value::U64(terms.starts.address()),
+            Value::U64(terms.places.address()),
+            Value::U64(terms.weights.map_or(0, Buffer::address)),
+            Value::U64(vectors.address()),
+            Value::U32(dim),
+            Value::U32(features),
+            Value::U64(samples),
+        ];
+        let threads = self.threads(bags * u64::from(if by_four { dim / 4 } else { dim }));
+        // SAFETY: the signature's values; lengths checked just above; for what stands in the lists
+        // whoever filled them vouches.
+        unsafe { self.network.launch(stream, kernel, threads, &arguments) }
     }
 
     /// Each row's gradient: the sum of its terms in a fixed order. Rows of few terms and of many

@@ -19,7 +19,7 @@ const FLOAT_BYTES: u64 = 4;
 #[derive(Debug)]
 pub struct Kernels {
     rows: Module,
-    network: Module,
+    pub(crate) network: Module,
     cache: Module,
     pub(crate) dense: Module,
     pub(crate) blocks_max: u32,
@@ -71,6 +71,14 @@ impl Rows {
     pub(crate) unsafe fn at(addresses: Buffer, floats: u32) -> Self {
         let n = addresses.bytes() / size_of::<u64>() as u64;
         Self { _within: addresses.clone(), addresses, n, floats }
+    }
+
+    /// The rows whose addresses stand in the first words of a list on the device, all of them
+    /// within that buffer. Whoever filled the list vouches for that, and that no row that is
+    /// updated stands there twice.
+    pub fn listed(addresses: &Buffer, n: u64, floats: u32, within: &Buffer) -> Result<Self> {
+        let addresses = addresses.part(0, n * 8)?;
+        Ok(Self { addresses, n, floats, _within: within.clone() })
     }
 
     /// How many they are.

@@ -11,6 +11,7 @@ mod dense;
 mod device;
 mod error;
 mod exchange;
+mod graph;
 pub mod kernels;
 mod launch;
 mod list;
@@ -20,18 +21,23 @@ mod probe;
 mod products;
 mod replay;
 mod slots;
+mod transfer;
 pub mod vectors;
 
 pub use cache::{CodeCache, CodeSource};
 pub use compile::{Code, compile, compiler_version, has_compiler};
-pub use dense::{Columns, DenseRule, Matrix, RowTerms};
+pub use dense::{BagTerms, Columns, DenseRule, Matrix, RowTerms};
 pub use device::{Device, Event, Stream};
 pub use error::{Error, NoCode, NoDevice, Result};
 pub use exchange::Exchange;
+pub use graph::Graph;
 pub use launch::{Bags, BagsTaken, Kernels, Rows};
 pub use memory::{Buffer, BuffersHeld, Memory, Registered, pinned};
 pub use module::{Module, Threads, Value};
 pub use probe::{ComputeCapability, Description, probe};
-pub use products::{Precision, Product, Shape, has_products};
+pub use products::{
+    Epilogue, Operation, Precision, Product, Products, Shape, has_products, mask_bytes,
+};
 pub use replay::{Difference, RowsIn, replay};
 pub use slots::{Inserted, Mover, SlotKey, SlotTable};
+pub use transfer::{Download, Upload};

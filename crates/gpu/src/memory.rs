@@ -191,11 +191,12 @@ impl Buffer {
         said("cuMemcpyAsync", unsafe { sys::cuMemcpyAsync(to, from, bytes, stream.raw).result() })
     }
 
-    /// Where it begins, for the host; the device's own memory has no such place.
+    /// Where it begins for the host, if it is the host's memory.
     pub(crate) fn host(&self) -> Option<*mut u8> {
         match self.block.kind {
+            // SAFETY: the buffer lies within the block.
+            Kind::Pinned { host } => Some(unsafe { host.add(self.offset as usize) }),
             Kind::Device => None,
-            Kind::Pinned { host } => Some(host.wrapping_add(self.offset as usize)),
         }
     }
 
