@@ -9,14 +9,14 @@ use testkit::{PretendedCuda, Process};
 
 use crate::binaries::{LIMIT, PSCTL, SERVER, Server, WORKER, json, losses, succeed, text};
 
-const DATA: &str = "synthetic:scale=0.02,rows=10000,seed=11";
+const DATA: &str = "synthetic:scale=0.02,rows=4000,seed=11";
 const MODEL: [&str; 14] = [
     "--arch-mlp-bot",
     "13-32-16",
     "--arch-mlp-top",
     "32-1",
     "--mini-batch-size",
-    "256",
+    "128",
     "--optimizer",
     "rwsadagrad",
     "--learning-rate",

@@ -7,4 +7,5 @@ pub mod correctness;
 mod dense_vectors;
 pub mod libraries;
 pub mod report;
+pub mod tier;
 pub mod vectors;

@@ -21,7 +21,7 @@ use gpu::{
 use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
 use gpu_check::report::Report;
-use gpu_check::{correctness, vectors};
+use gpu_check::{correctness, tier, vectors};
 
 /// A run ends by then, whatever happens: the limit is 8 minutes.
 const SECONDS_MAX: u64 = 470;
@@ -41,9 +41,10 @@ const COMMIT: &str = match option_env!("EMBEDDING_PS_COMMIT") {
 ///
 /// It needs the driver (CUDA 13.0 or later), libnvrtc and, for matrix products, libcublasLt: it
 /// looks for them where the loader does, under /usr/local/cuda* and among Python's packages. It
-/// runs every kernel against vectors that the host's own code made, then measures each beside what
-/// the device can do, in the same run. It takes a few minutes, at most 8, and a third of the
-/// device's free memory.
+/// runs every kernel against vectors that the host's own code made, and a store with rows in the
+/// device's memory against one without, bit for bit; then it measures each beside what the device
+/// can do, in the same run. It takes a few minutes, at most 8, and a third of the device's free
+/// memory.
 ///
 /// Exit codes: 0, all is right and every goal is met; 1, something failed, and the last line says
 /// what failed first; 2, there is no device.
@@ -201,6 +202,12 @@ fn check(
         report.failures.push("products beside loops: no libcublasLt.so found".to_owned());
     }
     drop(memory);
+    let place = tier::Place { device: cli.device, code: cli.code.as_deref() };
+    let tier_sizes = if cli.quick { tier::Sizes::QUICK } else { tier::Sizes::FULL };
+    stage("the tier beside host RAM", report);
+    tier::bits(tier_sizes, place, report)?;
+    stage("hits of the tier", report);
+    tier::hits(tier_sizes, place, report)?;
 
     let free_bytes = device.free_bytes()?;
     let sizes = if cli.quick { Sizes::quick() } else { Sizes::full(free_bytes) };

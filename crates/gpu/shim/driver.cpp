@@ -43,7 +43,7 @@ struct Held {
 };
 std::map<Address, Held> memory;
 size_t device_bytes = 0;
-bool has_context = false;
+int contexts = 0; // how often the one was taken and not given back
 thread_local bool entered = false;
 
 } // namespace
@@ -66,7 +66,7 @@ void pretended::check_memory(const char* call, Address address, size_t bytes) {
 namespace {
 
 void check_context(const char* call) {
-    if (!has_context || !entered) refuse(call, "the calling thread has no context");
+    if (contexts == 0 || !entered) refuse(call, "the calling thread has no context");
 }
 
 struct Module {
@@ -156,21 +156,22 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 int cuDevicePrimaryCtxRetain(void** context, int) {
     const Guard guard(pretended::all.lock);
-    has_context = true;
-    return *context = &has_context, SUCCESS;
+    contexts++;
+    return *context = &contexts, SUCCESS;
 }
 int cuDevicePrimaryCtxRelease_v2(int) {
     const Guard guard(pretended::all.lock);
     if (pretended::all.failed) return LAUNCH_FAILED;
+    if (contexts == 0) refuse("cuDevicePrimaryCtxRelease", "nobody has it");
+    if (--contexts > 0) return SUCCESS;
     if (!memory.empty()) refuse("cuDevicePrimaryCtxRelease", "memory is still held");
     if (!pretended::all.empty() || !modules.empty()) {
         refuse("cuDevicePrimaryCtxRelease", "streams, events, graphs or modules are still held");
     }
-    has_context = false;
     return SUCCESS;
 }
 int cuCtxSetCurrent(void* context) {
-    if (context != &has_context) refuse("cuCtxSetCurrent", "not a context");
+    if (context != &contexts) refuse("cuCtxSetCurrent", "not a context");
     return entered = true, SUCCESS;
 }
 int cuCtxSynchronize() {

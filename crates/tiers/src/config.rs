@@ -20,6 +20,9 @@ pub struct StoreConfig {
     pub gpu_cache_bytes: u64,
     /// The number of the device.
     pub gpu_device: u32,
+    /// A folder that keeps the code that is compiled for the device; without one it is compiled at
+    /// each open, which takes about a second.
+    pub gpu_code_dir: Option<PathBuf>,
     /// Bytes of RAM for RocksDB: block cache with index and filter blocks, and memtables.
     pub ssd_memory_bytes: u64,
     /// How long a stage waits for pinned rows to be freed before it answers "slow down".
@@ -80,6 +83,7 @@ impl StoreConfig {
             host_ram_bytes,
             gpu_cache_bytes: 0,
             gpu_device: 0,
+            gpu_code_dir: None,
             ssd_memory_bytes: 64 << 20,
             stage_wait: Duration::from_secs(10),
             tables_max: 4096,

@@ -21,7 +21,7 @@ mod steps;
 use std::sync::Arc;
 use std::time::Instant;
 
-use gpu::{Device, Exchange, Kernels};
+use gpu::{CodeCache, Device, Exchange, Kernels};
 
 use crate::store::Inner;
 use crate::sync::Mutex;
@@ -63,7 +63,13 @@ impl DeviceTier {
         let device = Device::open(config.gpu_device).map_err(Error::NoDevice)?;
         let capability = device.description().compute_capability;
         let kernels = Kernels::load(&device, |source| {
-            gpu::compile(source, capability).map_err(Error::NoDeviceCode)
+            let code = match &config.gpu_code_dir {
+                Some(folder) => {
+                    CodeCache::new(folder).code(source, capability).map(|found| found.0)
+                }
+                None => gpu::compile(source, capability),
+            };
+            code.map_err(Error::NoDeviceCode)
         })?;
         let kernels = Arc::new(kernels);
         let cache = Cache::take(&device, &kernels, budget_bytes)?;
