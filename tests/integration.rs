@@ -11,6 +11,8 @@ mod binaries;
 mod budget;
 #[path = "integration/cache.rs"]
 mod cache;
+#[path = "integration/device.rs"]
+mod device;
 #[path = "integration/generated.rs"]
 mod generated;
 #[path = "integration/predict.rs"]

@@ -31,6 +31,17 @@ pub(crate) fn run(binary: &str, arguments: &[&str]) -> Output {
     Command::new(binary).args(arguments).stdin(Stdio::null()).output().expect("start binary")
 }
 
+/// The same with more variables, which the loader of libraries reads too.
+pub(crate) fn run_with(
+    binary: &str,
+    arguments: &[&str],
+    variables: &[(&str, &std::ffi::OsStr)],
+) -> Output {
+    let mut command = Command::new(binary);
+    command.args(arguments).envs(variables.iter().copied()).stdin(Stdio::null());
+    command.output().expect("start binary")
+}
+
 /// Runs a binary that must succeed and returns its standard output.
 pub(crate) fn succeed(binary: &str, arguments: &[&str]) -> String {
     let output = run(binary, arguments);

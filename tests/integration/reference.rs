@@ -16,8 +16,8 @@ const PREDICTION_TOLERANCE: f64 = 1e-4;
 const KAGGLE_ADAGRAD_STEPS: usize = 17;
 
 #[derive(Clone, Copy)]
-struct Case {
-    folder: &'static str,
+pub(crate) struct Case {
+    pub folder: &'static str,
     bottom: &'static str,
     top: &'static str,
     steps: &'static str,
@@ -25,28 +25,29 @@ struct Case {
     evaluated: usize,
 }
 
-const TINY: Case =
+pub(crate) const TINY: Case =
     Case { folder: "tiny", bottom: "13-32-16", top: "32-1", steps: "24", evaluated: 1024 };
-const KAGGLE: Case = Case {
+pub(crate) const KAGGLE: Case = Case {
     folder: "kaggle-shape",
     bottom: "13-512-256-64-16",
     top: "512-256-1",
     steps: "48",
     evaluated: 2048,
 };
-const OPTIMIZERS: [(&str, &str); 3] = [("sgd", "0.1"), ("rwsadagrad", "0.05"), ("adagrad", "0.01")];
+pub(crate) const OPTIMIZERS: [(&str, &str); 3] =
+    [("sgd", "0.1"), ("rwsadagrad", "0.05"), ("adagrad", "0.01")];
 
 /// How a run is made, besides its case and optimizer.
-struct Run<'a> {
-    ps: &'a str,
-    host_ram: &'a str,
-    threads: &'a str,
-    save_model: &'a Path,
-    report: &'a Path,
+pub(crate) struct Run<'a> {
+    pub ps: &'a str,
+    pub host_ram: &'a str,
+    pub threads: &'a str,
+    pub save_model: &'a Path,
+    pub report: &'a Path,
 }
 
 impl Run<'_> {
-    fn arguments(&self, case: Case, (optimizer, rate): (&str, &str)) -> Vec<String> {
+    pub(crate) fn arguments(&self, case: Case, (optimizer, rate): (&str, &str)) -> Vec<String> {
         let file =
             |name: &str| text(&data(&format!("reference/{}/{name}", case.folder))).to_owned();
         let batches = format!("parquet:{}", file("batches.parquet"));
@@ -80,14 +81,14 @@ impl Run<'_> {
     }
 }
 
-struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().expect("make folder"))
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 }
@@ -96,7 +97,14 @@ fn expected(case: Case, optimizer: &str) -> Value {
     json(&data(&format!("reference/{}/{optimizer}.json", case.folder)))
 }
 
-fn assert_agrees(case: Case, optimizer: &str, ps: &str, report: &Value, model: &Path, at: &Folder) {
+pub(crate) fn assert_agrees(
+    case: Case,
+    optimizer: &str,
+    ps: &str,
+    report: &Value,
+    model: &Path,
+    at: &Folder,
+) {
     let expected = expected(case, optimizer);
     let (ours, theirs) = (losses(report), losses(&expected));
     assert_eq!(ours.len(), theirs.len());

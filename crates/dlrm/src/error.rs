@@ -85,7 +85,42 @@ pub enum Error {
     /// The bytes are not safetensors.
     #[error("not safetensors: {0}")]
     Safetensors(#[from] safetensors::SafeTensorError),
+    /// There is no device to train on.
+    #[error("no device: {0}")]
+    NoDevice(gpu::NoDevice),
+    /// The device's code can't be had.
+    #[error("device: {0}")]
+    NoCode(gpu::NoCode),
+    /// The device refused its work.
+    #[error("device: {0}")]
+    Device(gpu::Error),
     /// The system gave no threads.
     #[error("start compute threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+// By hand, for each says in its message what its cause says: a chain would say it twice.
+impl From<gpu::NoDevice> for Error {
+    fn from(cause: gpu::NoDevice) -> Self {
+        Self::NoDevice(cause)
+    }
+}
+
+impl From<gpu::NoCode> for Error {
+    fn from(cause: gpu::NoCode) -> Self {
+        Self::NoCode(cause)
+    }
+}
+
+impl From<gpu::Error> for Error {
+    fn from(cause: gpu::Error) -> Self {
+        Self::Device(cause)
+    }
+}
+
+impl Error {
+    /// Whether a device that is there failed at its work; all else is for whoever asked to change.
+    pub fn is_device_failure(&self) -> bool {
+        matches!(self, Self::Device(error) if *error != gpu::Error::NoProducts)
+    }
 }

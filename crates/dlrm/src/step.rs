@@ -82,7 +82,7 @@ impl PredictInput<'_> {
 }
 
 impl FeatureRows<'_> {
-    fn check(&self, feature: usize, batch: usize, rows: usize) -> Result<()> {
+    pub(crate) fn check(&self, feature: usize, batch: usize, rows: usize) -> Result<()> {
         let FeatureRows { indices, offsets, pooling } = *self;
         if offsets.len() != batch + 1 {
             let expected = format!("{batch} samples + 1");

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub struct Upload {
     buffer: Buffer,
     sent: Event,
-    under_way: bool,
+    sent_bytes: u64, // from the start on, some of which may be under way
 }
 
 /// Pinned memory that a device writes and the host reads.
@@ -27,7 +27,7 @@ impl Upload {
     /// Takes that many bytes of pinned memory, at least one.
     pub fn new(device: &Device, bytes: u64) -> Result<Self> {
         let (buffer, sent) = (pinned(device, bytes.max(1))?, device.event()?);
-        Ok(Self { buffer, sent, under_way: false })
+        Ok(Self { buffer, sent, sent_bytes: 0 })
     }
 
     /// Its length.
@@ -35,27 +35,29 @@ impl Upload {
         self.buffer.bytes()
     }
 
-    /// So many values from a byte on, to be written. Waits for copies that are under way.
+    /// So many values from a byte on, to be written. Where they begin before the end of what was
+    /// sent, it waits for all copies.
     pub fn values<T: Pod>(&mut self, offset: u64, count: usize) -> Result<&mut [T]> {
-        if std::mem::take(&mut self.under_way) {
+        if offset < self.sent_bytes {
             self.sent.finish()?;
+            self.sent_bytes = 0;
         }
         let at = within::<T>(&self.buffer, offset, count)?;
-        // SAFETY: the values lie within pinned memory that nobody else has; copies of it have
-        // ended, and the next one is ordered through `&mut self`, when the slice is gone. Any bytes
-        // are a value of T.
+        // SAFETY: the values lie within pinned memory that nobody else has; copies of them have
+        // ended, for all that were sent lie before them, and the next one is ordered through
+        // `&mut self`, when the slice is gone. Any bytes are a value of T.
         Ok(unsafe { std::slice::from_raw_parts_mut(at.cast(), count) })
     }
 
-    /// Copies bytes from `offset` on into the first bytes of `to`, in order with the stream's work.
+    /// Copies bytes from `offset` on into the first bytes of `to`, in order with the stream's work,
+    /// which is always the same stream.
     pub fn send(&mut self, stream: &Stream, offset: u64, bytes: u64, to: &Buffer) -> Result<()> {
         if bytes > 0 {
             let (from, to) = (self.buffer.part(offset, bytes)?, to.part(0, bytes)?);
             to.copy_from(stream, &from)?;
         }
-        stream.record(&self.sent)?;
-        self.under_way = true;
-        Ok(())
+        self.sent_bytes = self.sent_bytes.max(offset + bytes);
+        stream.record(&self.sent)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataset::{BadRows, DenseColumns, Lookups, RowSelection, Source, TransformKind};
+use dlrm::{DeviceOptions, Place, Precision};
 use serde::{Deserialize, Serialize};
 use table::{Admission, Expiry, units};
 
@@ -243,6 +244,32 @@ pub struct OptimizerArgs {
     pub lr_num_decay_steps: u64,
 }
 
+/// Where the network is computed.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// cpu | cuda[:N] | auto: the first CUDA device where there is one with NVRTC and cuBLASLt, else
+    /// the CPU
+    #[arg(long, value_name = "PLACE", default_value = "cpu")]
+    pub device: Place,
+    /// In which numbers a device makes matrix products; all else is f32 on both
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: ProductPrecision,
+    /// Order a device's work piece by piece in every step, not as one CUDA graph
+    #[arg(long)]
+    pub no_cuda_graph: bool,
+}
+
+/// `--precision`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProductPrecision {
+    /// 32-bit floats.
+    F32,
+    /// 32-bit floats, of which 10 bits of fraction are multiplied.
+    Tf32,
+    /// 16-bit brain floats, summed in 32 bits.
+    Bf16,
+}
+
 /// `dlrm-worker train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
@@ -267,6 +294,9 @@ pub struct TrainArgs {
     /// How the weights move.
     #[command(flatten)]
     pub optimizer: OptimizerArgs,
+    /// Where the network is computed.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Rows in a step
     #[arg(long, default_value_t = 2048)]
     pub mini_batch_size: usize,
@@ -440,6 +470,9 @@ pub struct SavedModelArgs {
     /// Threads that compute [default: one a core]
     #[arg(long)]
     pub threads: Option<usize>,
+    /// Where the network is computed.
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// `--arch-interaction-op`.
@@ -482,6 +515,18 @@ pub enum DenseOptimizerName {
     Adagrad,
     /// Adam.
     Adam,
+}
+
+impl DeviceArgs {
+    /// How a device is to work.
+    pub(crate) fn options(&self) -> DeviceOptions {
+        let precision = match self.precision {
+            ProductPrecision::F32 => Precision::F32,
+            ProductPrecision::Tf32 => Precision::Tf32,
+            ProductPrecision::Bf16 => Precision::Bf16,
+        };
+        DeviceOptions { precision, graphs: !self.no_cuda_graph }
+    }
 }
 
 impl DataArgs {

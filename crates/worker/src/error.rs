@@ -67,7 +67,8 @@ impl Error {
     /// Whether the caller's input is at fault rather than the world: the process then exits with 2.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Error::Input(_) | Error::Model(_) | Error::Weights { .. } => true,
+            Error::Model(error) => !error.is_device_failure(),
+            Error::Input(_) | Error::Weights { .. } => true,
             Error::Data(error) => error.is_bad_input(),
             Error::Session { source, .. } => source.code().is_bad_input(),
             Error::File { source, .. } => matches!(

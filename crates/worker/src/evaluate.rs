@@ -3,7 +3,7 @@
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{Labels, Reader, unique};
-use dlrm::{Model, PredictInput};
+use dlrm::{Network, PredictInput};
 use table::{RowStatus, TableId};
 use wire::{Code, Session};
 
@@ -31,6 +31,7 @@ pub fn evaluate_command(args: &EvalArgs, session: &dyn Session) -> Result<(Repor
         bayes: bayes_of(&inference.source, &inference.read)?,
         threads: inference.threads,
         seed: inference.card.seed,
+        device: inference.device.clone(),
         ..Report::default()
     };
     report.set_store(session.status().map_err(Error::session("ask for status"))?);
@@ -46,7 +47,7 @@ pub(crate) fn evaluate(
     reader: Reader,
     tables: &[TableId],
     session: &dyn Session,
-    model: &mut Model,
+    model: &mut Network,
     pooling: Pooling,
 ) -> Result<Quality> {
     let mut scores = Scores::new();
@@ -68,7 +69,7 @@ pub(crate) fn for_each_prediction(
     reader: Reader,
     tables: &[TableId],
     session: &dyn Session,
-    model: &mut Model,
+    model: &mut Network,
     pooling: Pooling,
     mut each: impl FnMut(&[f32], &[f32]) -> Result<()>,
 ) -> Result<u64> {

@@ -59,6 +59,8 @@ pub struct Report {
     pub interrupted: bool,
     /// Threads that compute.
     pub threads: usize,
+    /// Where the network is computed: the CPU, or a device with its name.
+    pub device: String,
     /// The seed.
     pub seed: u64,
     /// The tiers, all tables together.

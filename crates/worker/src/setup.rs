@@ -4,13 +4,16 @@
 use std::num::NonZeroUsize;
 
 use dataset::{Labels, ReadOptions, Reader, RowSelection, Schema, Source};
-use dlrm::{Architecture, DenseOptimizer, Interaction, LearningRate, Loss, Model};
+use dlrm::{
+    Architecture, DenseOptimizer, Found, Interaction, LearningRate, Loss, Model, Network, Place,
+    device_at,
+};
 use table::{Admission, Initializer, Optimizer, TableId, TableSpec};
 use wire::Session;
 
 use crate::card::{Card, format_of};
 use crate::cli::{
-    ArchArgs, DataArgs, DenseOptimizerName, FeatureArgs, InteractionOp, LossFunction,
+    ArchArgs, DataArgs, DenseOptimizerName, DeviceArgs, FeatureArgs, InteractionOp, LossFunction,
     OptimizerArgs, OptimizerName, Pooling, SavedModelArgs, TrainArgs,
 };
 use crate::report::Bayes;
@@ -27,7 +30,9 @@ const UNIFORM_BOUND: f32 = 0.05;
 /// A training that is ready to run.
 pub(crate) struct Training {
     pub card: Card,
-    pub model: Model,
+    pub model: Network,
+    /// Where the model is computed, as the report has it.
+    pub device: String,
     pub tables: Vec<TableId>,
     pub source: Source,
     pub read: ReadOptions,
@@ -39,7 +44,9 @@ pub(crate) struct Training {
 /// A saved model that is ready to predict.
 pub(crate) struct Inference {
     pub card: Card,
-    pub model: Model,
+    pub model: Network,
+    /// Where the model is computed, as the report has it.
+    pub device: String,
     pub tables: Vec<TableId>,
     pub source: Source,
     pub read: ReadOptions,
@@ -73,18 +80,21 @@ impl Training {
             Some(_) => args.mini_batch_size.max(args.test_mini_batch_size),
             None => args.mini_batch_size,
         };
+        let computing = Computing::settle(&args.device)?;
         let tables = create_tables(args, &card, session)?;
+        let host_max = computing.host_batch_max(batch_max);
         let mut model = match &args.load_model {
-            Some(folder) => weights::load_model(folder, &card, batch_max, threads)?,
+            Some(folder) => weights::load_model(folder, &card, host_max, threads)?,
             None => {
                 let architecture = card.architecture.clone();
-                Model::new(architecture, card.dense_optimizer, batch_max, card.seed, threads)?
+                Model::new(architecture, card.dense_optimizer, host_max, card.seed, threads)?
             }
         };
         if let Some(path) = &args.init_from {
             weights::init_from(path, &mut model, &tables, session)?;
         }
-        Ok(Training { card, model, tables, source, read, evaluation, rates, threads })
+        let (model, device) = computing.take(model, batch_max)?;
+        Ok(Training { card, model, device, tables, source, read, evaluation, rates, threads })
     }
 }
 
@@ -100,10 +110,47 @@ impl Inference {
         let read = ReadOptions { labels, ..read_options(&card, data, args.test_mini_batch_size) };
         let source = data.source()?;
         check_schema(&dataset::open(&source, &read)?, &card, &source)?;
-        let model =
-            weights::load_model(&args.load_model, &card, args.test_mini_batch_size, threads)?;
+        let (computing, batch_max) = (Computing::settle(&args.device)?, args.test_mini_batch_size);
+        let host_max = computing.host_batch_max(batch_max);
+        let model = weights::load_model(&args.load_model, &card, host_max, threads)?;
+        let (model, device) = computing.take(model, batch_max)?;
         let tables = find_tables(&card, session)?;
-        Ok(Inference { card, model, tables, source, read, threads })
+        Ok(Inference { card, model, device, tables, source, read, threads })
+    }
+}
+
+/// Where a model will be computed, settled before any table is made.
+struct Computing<'a> {
+    args: &'a DeviceArgs,
+    found: Found,
+}
+
+impl Computing<'_> {
+    fn settle(args: &DeviceArgs) -> Result<Computing<'_>> {
+        let found = device_at(args.device)?;
+        match (args.device, found.device()) {
+            (Place::Auto, None) => tracing::warn!(reason = found.about(), "computing on the cpu"),
+            (_, place) => {
+                let place = place.unwrap_or(Place::Cpu).to_string();
+                tracing::info!(place, about = found.about(), "computing");
+            }
+        }
+        Ok(Computing { args, found })
+    }
+
+    /// A device has memory for batches of its own.
+    fn host_batch_max(&self, batch_max: usize) -> usize {
+        if self.found.device().is_some() { 1 } else { batch_max }
+    }
+
+    /// The model there, and what the report says of the place.
+    fn take(self, model: Model, batch_max: usize) -> Result<(Network, String)> {
+        let about = match self.found.device() {
+            None => "cpu".to_owned(),
+            Some(place) => format!("{place}, {}", self.found.about()),
+        };
+        let model = Network::new(model, self.found, batch_max, self.args.options())?;
+        Ok((model, about))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{ReadOptions, Reader, Shuffle, Source};
-use dlrm::{FeatureRows, LearningRate, Model, StepInput};
+use dlrm::{FeatureRows, LearningRate, Network, StepInput};
 use table::{Counters, Step, TableId};
 use wire::Session;
 
@@ -37,6 +37,7 @@ pub fn train_command(
         command: "train",
         threads: training.threads,
         seed: training.card.seed,
+        device: training.device.clone(),
         losses: args.report_losses.then(Vec::new),
         ..Report::default()
     };
@@ -67,7 +68,7 @@ pub fn train_command(
     if let Some(path) = &args.save_model
         && !keeps_best(args, &report)
     {
-        weights::save(path, &training.card, &training.model, &training.tables, session)?;
+        weights::save(path, &training.card, training.model.host()?, &training.tables, session)?;
     }
     if let Some(path) = &args.report {
         let loss = training.card.architecture.loss;
@@ -179,7 +180,7 @@ struct Tests<'a> {
 
 struct Steps<'a> {
     session: &'a dyn Session,
-    model: &'a mut Model,
+    model: &'a mut Network,
     tests: Option<Tests<'a>>,
     print_freq: Option<u64>,
     /// Wall time of tests: no part of training.
@@ -278,7 +279,7 @@ impl Steps<'_> {
         if let (Some(path), true) = (tests.best_path, quality.auc > best) {
             let steps = tests.card.steps + step;
             let card = Card { steps, ..tests.card.clone() };
-            weights::save(path, &card, self.model, tests.tables, self.session)?;
+            weights::save(path, &card, self.model.host()?, tests.tables, self.session)?;
         }
         if let Some(events) = &mut self.events {
             events.test(self.first_step + step, &quality)?;
@@ -331,7 +332,7 @@ impl Steps<'_> {
         pusher.push(Step(step), self.rates.tables.at(schedule));
         {
             let _span = span!("dense update", step);
-            self.model.apply_dense(self.rates.dense.at(schedule));
+            self.model.apply_dense(self.rates.dense.at(schedule))?;
         }
         self.report.compute_s += computing.elapsed().as_secs_f64();
 

@@ -1,0 +1,209 @@
+//! A model where it is computed: on the CPU or on a device. It only passes on what it is asked.
+
+use std::fmt;
+use std::str::FromStr;
+
+use gpu::Device;
+pub use gpu::Precision;
+
+use crate::step::{PredictInput, StepInput};
+use crate::{Architecture, DeviceModel, DeviceOptions, Error, Model, Result};
+
+/// Where a model is to be computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Place {
+    /// On the CPU.
+    #[default]
+    Cpu,
+    /// On the CUDA device of that number.
+    Cuda(u32),
+    /// On the first CUDA device where there is one with all its libraries, else on the CPU.
+    Auto,
+}
+
+/// A model on the CPU or on a device.
+#[derive(Debug)]
+pub enum Network {
+    /// On the CPU.
+    Host(Box<Model>),
+    /// On a device.
+    Device(Box<DeviceModel>),
+}
+
+/// What stands at a place: a device, or none and the CPU.
+#[derive(Debug)]
+pub struct Found {
+    device: Option<Device>,
+    about: String,
+}
+
+impl Found {
+    /// The device's own place, if there is one.
+    pub fn device(&self) -> Option<Place> {
+        self.device.as_ref().map(|device| Place::Cuda(device.description().ordinal))
+    }
+
+    /// The device's name, or why there is none.
+    pub fn about(&self) -> &str {
+        &self.about
+    }
+}
+
+/// Looks for the device of a place, with the libraries that a model needs there. Where a device is
+/// asked for by name and something is missing, that is an error.
+pub fn device_at(place: Place) -> Result<Found> {
+    match place {
+        Place::Cpu => Ok(Found { device: None, about: "as asked for".to_owned() }),
+        Place::Cuda(ordinal) => {
+            let device = Device::open(ordinal)?;
+            if !gpu::has_compiler() {
+                return Err(Error::NoCode(gpu::NoCode::NoCompiler));
+            }
+            if !gpu::has_products() {
+                return Err(Error::Device(gpu::Error::NoProducts));
+            }
+            let about = device.description().name.clone();
+            Ok(Found { device: Some(device), about })
+        }
+        Place::Auto => match device_at(Place::Cuda(0)) {
+            Ok(found) => Ok(found),
+            Err(reason) => Ok(Found { device: None, about: reason.to_string() }),
+        },
+    }
+}
+
+impl Network {
+    /// Takes a model to the device that was found, if there is one, with memory for batches of up to `batch_max`
+    /// samples; on the CPU the model was made for them.
+    pub fn new(
+        model: Model,
+        found: Found,
+        batch_max: usize,
+        options: DeviceOptions,
+    ) -> Result<Self> {
+        Ok(match found.device {
+            None => Self::Host(Box::new(model)),
+            Some(device) => {
+                Self::Device(Box::new(DeviceModel::new(device, model, batch_max, options)?))
+            }
+        })
+    }
+
+    /// The shape of the model.
+    pub fn architecture(&self) -> &Architecture {
+        match self {
+            Self::Host(model) => model.architecture(),
+            Self::Device(model) => model.architecture(),
+        }
+    }
+
+    /// As [`Model::trace_step`]; a device tells nothing.
+    pub fn trace_step(&mut self, step: Option<u64>) {
+        match self {
+            Self::Host(model) => model.trace_step(step),
+            Self::Device(_) => {}
+        }
+    }
+
+    /// As [`Model::forward_backward`].
+    pub fn forward_backward(
+        &mut self,
+        input: &StepInput<'_>,
+        row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
+    ) -> Result<f32> {
+        match self {
+            Self::Host(model) => model.forward_backward(input, row_gradients),
+            Self::Device(model) => model.forward_backward(input, row_gradients),
+        }
+    }
+
+    /// As [`Model::apply_dense`].
+    pub fn apply_dense(&mut self, learning_rate: f32) -> Result<()> {
+        match self {
+            Self::Host(model) => {
+                model.apply_dense(learning_rate);
+                Ok(())
+            }
+            Self::Device(model) => model.apply_dense(learning_rate),
+        }
+    }
+
+    /// As [`Model::predict`].
+    pub fn predict(
+        &mut self,
+        input: &PredictInput<'_>,
+        probabilities: &mut [f32], // [batch]
+    ) -> Result<()> {
+        match self {
+            Self::Host(model) => model.predict(input, probabilities),
+            Self::Device(model) => model.predict(input, probabilities),
+        }
+    }
+
+    /// The model with its weights and state as they are now. A device is waited for.
+    pub fn host(&mut self) -> Result<&Model> {
+        match self {
+            Self::Host(model) => Ok(model),
+            Self::Device(model) => model.host(),
+        }
+    }
+}
+
+impl FromStr for Place {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            "auto" => Ok(Self::Auto),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let ordinal = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+                ordinal.map(Self::Cuda).ok_or_else(|| Error::Field {
+                    field: "device",
+                    found: format!("{text:?}"),
+                    expected: "cpu, cuda, cuda:N or auto".to_owned(),
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_they_are_written() {
+        for place in [Place::Cpu, Place::Auto, Place::Cuda(0), Place::Cuda(7)] {
+            assert_eq!(place.to_string().parse::<Place>().ok(), Some(place));
+        }
+        assert_eq!("cuda".parse::<Place>().ok(), Some(Place::Cuda(0)));
+        for text in ["", "gpu", "cuda:", "cuda:-1", "CPU"] {
+            let error = text.parse::<Place>().unwrap_err().to_string();
+            assert!(error.contains("cuda:N"), "{error}");
+        }
+    }
+
+    #[test]
+    fn auto_goes_on_without_a_device_and_says_why() {
+        if gpu::probe().is_ok() {
+            return; // this machine has one
+        }
+        let found = device_at(Place::Auto).unwrap();
+        assert!(found.device().is_none(), "{found:?}");
+        assert!(found.about().contains("CUDA driver"), "{found:?}");
+        let error = device_at(Place::Cuda(0)).unwrap_err().to_string();
+        assert!(error.starts_with("no device: "), "{error}");
+    }
+}
