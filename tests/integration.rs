@@ -15,10 +15,10 @@ mod cache;
 mod device;
 #[path = "integration/generated.rs"]
 mod generated;
-#[path = "integration/predict.rs"]
-mod predict;
 #[path = "integration/gpu_cache.rs"]
 mod gpu_cache;
+#[path = "integration/predict.rs"]
+mod predict;
 #[path = "integration/pytorch.rs"]
 mod pytorch;
 #[path = "integration/quality.rs"]

@@ -4,7 +4,6 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
-use std::sync::LazyLock;
 
 use serde_json::Value;
 use testkit::PretendedCuda;
@@ -12,14 +11,9 @@ use testkit::PretendedCuda;
 use crate::binaries::{WORKER, data, json, losses, refuse, run_with, succeed, text};
 use crate::reference::{Case, Folder, KAGGLE, OPTIMIZERS, Run, TINY, assert_agrees};
 
-static PRETENDED: LazyLock<PretendedCuda> = LazyLock::new(|| {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    PretendedCuda::build(&root.join("crates/gpu/shim/driver.cpp"))
-});
-
 /// Runs the worker, which finds the pretended CUDA and must succeed.
 fn work(arguments: &[&str], variables: &[(&str, &str)]) {
-    let mut all = vec![("LD_LIBRARY_PATH", PRETENDED.folder().as_os_str())];
+    let mut all = vec![("LD_LIBRARY_PATH", PretendedCuda::get().folder().as_os_str())];
     all.extend(variables.iter().map(|(name, value)| (*name, OsStr::new(value))));
     let output = run_with(WORKER, arguments, &all);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -171,7 +165,8 @@ fn a_device_that_is_not_there_is_refused_and_auto_goes_on() {
 
     let there = arguments("cuda:3");
     let there = there.each_ref().map(String::as_str);
-    let output = run_with(WORKER, &there, &[("LD_LIBRARY_PATH", PRETENDED.folder().as_os_str())]);
+    let output =
+        run_with(WORKER, &there, &[("LD_LIBRARY_PATH", PretendedCuda::get().folder().as_os_str())]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("there is no device 3"), "{said}");

@@ -1,5 +1,5 @@
-//! C++ of the repository's: a program, built under the sanitizers and run over a file with a limit
-//! of time, and a library for programs to load. It knows nothing of what they do.
+//! A C++ program of the repository's, built under the sanitizers and run over a file, with a limit
+//! of time. It knows nothing of what the program does.
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
 use std::fs::{self, File};
@@ -16,39 +16,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub struct CppProgram {
     folder: TempDir,
-}
-
-/// A library that stands for CUDA's driver, run-time compiler and matrix products: programs whose
-/// loader looks into its folder first find it.
-#[derive(Debug)]
-pub struct PretendedCuda {
-    folder: TempDir,
-}
-
-impl PretendedCuda {
-    /// Builds it, warnings being errors.
-    pub fn build(source: &Path) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let library = folder.path().join("libcuda.so");
-        let mut compiler = Command::new("c++");
-        compiler
-            .args(["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off"])
-            .args(["-Wall", "-Wextra", "-Werror", "-Wno-clobbered", "-Wno-unknown-pragmas"])
-            .arg(source)
-            .arg("-o")
-            .arg(&library);
-        let output = compiler.output().expect("a C++ compiler, which RocksDB needs too");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        for name in ["libnvrtc.so", "libcublasLt.so"] {
-            std::os::unix::fs::symlink(&library, folder.path().join(name)).unwrap();
-        }
-        Self { folder }
-    }
-
-    /// Where the loader has to look.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
-    }
 }
 
 impl CppProgram {

@@ -9,7 +9,7 @@ mod process;
 mod random;
 
 pub use contract::{Outcome, RowStore, check_contract};
-pub use cpp::{CppProgram, PretendedCuda};
+pub use cpp::CppProgram;
 pub use oracle::{OracleStaged, OracleStore};
 pub use pretended::{PretendedCuda, under_pretended_cuda};
 pub use process::{Process, free_loopback_port};
