@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 use table::{Key, TableId, mix};
 
-use crate::arena::{MemoryUse, map, prefetch};
+use crate::arena::{Kernel, Lanes, MemoryUse, Plain, map, prefetch, run_widest};
 
 /// Rows of a bucket.
 pub(crate) const WAYS: usize = 9;
@@ -19,6 +19,8 @@ pub(crate) const WAYS: usize = 9;
 const LOAD_PERCENT: usize = 92;
 /// Buckets between asking for one and visiting it, on a walk.
 const WALK_AHEAD: usize = 8;
+/// Probes between asking for a home bucket and looking into it.
+const PROBES_AHEAD: usize = 16;
 /// Buckets behind its home that are asked for when a row is not at home.
 const BEHIND_AHEAD: usize = 2;
 /// A count of rows that passed stays here once it got so far: it costs speed, never a row.
@@ -61,6 +63,15 @@ pub(crate) struct At {
     way: u32,
 }
 
+/// A key on its way through a stage.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Probe {
+    pub(crate) hash: u64,
+    pub(crate) key: Key,
+    pub(crate) position: u32, // in the batch
+    pub(crate) table: TableId,
+}
+
 /// What a row's home bucket says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Home {
@@ -68,6 +79,15 @@ pub(crate) enum Home {
     /// It may lie in a bucket behind.
     Behind,
     Absent,
+}
+
+/// The number of a row's way in its home bucket, or one of the two that follow.
+const ABSENT: u8 = WAYS as u8;
+const BEHIND: u8 = ABSENT + 1;
+
+/// What home buckets say of rows, for a block of probes.
+pub(crate) struct Homes<const N: usize> {
+    ways: [u8; N],
 }
 
 /// All that is known of a row.
@@ -176,45 +196,77 @@ impl Index {
         }
     }
 
-    /// Asks for the home bucket of a hash.
-    #[inline]
-    pub(crate) fn prefetch(&self, hash: u64) {
-        if let Some(bucket) = self.all().get(self.home(hash)) {
-            prefetch(&bucket.keys);
-            prefetch(&bucket.passed);
+    /// Asks for the home buckets of the first probes of a section, which [`Self::find_at_home`]
+    /// looks into first.
+    pub(crate) fn ask_first(&self, probes: &[Probe]) {
+        for probe in probes.iter().take(PROBES_AHEAD) {
+            self.ask(self.home(probe.hash));
         }
     }
 
-    /// Looks for a row in its home bucket alone.
+    /// Looks for up to N rows, from the probe `first` on, in their home buckets alone, and asks for
+    /// the home buckets of those that come after them.
+    pub(crate) fn find_at_home<const N: usize>(&self, probes: &[Probe], first: usize) -> Homes<N> {
+        let mut ways = [ABSENT; N];
+        let buckets = self.all();
+        if !buckets.is_empty() {
+            run_widest(FindAtHome { index: self, buckets, probes, first, ways: &mut ways });
+        }
+        Homes { ways }
+    }
+
+    /// What was found of a probe: the `i`-th of the block.
     #[inline]
-    pub(crate) fn find_at_home(&self, hash: u64, table: TableId, key: Key) -> Home {
-        let home = self.home(hash);
-        let Some(bucket) = self.all().get(home) else { return Home::Absent };
-        match bucket.way_of(table, key) {
-            Some(way) => Home::Here(At { bucket: home as u32, way }),
-            None if bucket.passed > 0 => Home::Behind,
-            None => Home::Absent,
+    pub(crate) fn home_of<const N: usize>(
+        &self,
+        homes: &Homes<N>,
+        i: usize,
+        probe: &Probe,
+    ) -> Home {
+        match homes.ways[i] {
+            ABSENT => Home::Absent,
+            BEHIND => Home::Behind,
+            way => Home::Here(At { bucket: self.home(probe.hash) as u32, way: u32::from(way) }),
         }
     }
 
     /// Asks for the buckets right behind the home of a hash.
     #[inline]
-    pub(crate) fn prefetch_behind(&self, hash: u64) {
-        let buckets = self.all();
+    pub(crate) fn ask_behind(&self, hash: u64) {
         let mut at = self.home(hash);
         for _ in 0..BEHIND_AHEAD {
-            at = next(at, buckets.len());
-            prefetch(&buckets[at].keys);
-            prefetch(&buckets[at].passed);
+            at = next(at, self.buckets);
+            self.ask(at);
+        }
+    }
+
+    /// Asks for a bucket; of none there are, for nothing.
+    #[inline(always)]
+    fn ask(&self, bucket: usize) {
+        if let Some(bucket) = self.all().get(bucket) {
+            bucket.ask();
         }
     }
 
     /// Where a row is.
     #[inline]
     pub(crate) fn find(&self, hash: u64, table: TableId, key: Key) -> Option<At> {
+        let home = self.home(hash);
+        let bucket = self.all().get(home)?;
+        match bucket.way_of(table, key) {
+            Some(way) => Some(At { bucket: home as u32, way }),
+            None if bucket.passed > 0 => self.find_behind(hash, table, key),
+            None => None,
+        }
+    }
+
+    /// Where a row is that is not at home.
+    #[inline]
+    pub(crate) fn find_behind(&self, hash: u64, table: TableId, key: Key) -> Option<At> {
         let buckets = self.all();
         let mut at = self.home(hash);
-        for _ in 0..buckets.len() {
+        for _ in 1..buckets.len() {
+            at = next(at, buckets.len());
             let bucket = &buckets[at];
             if let Some(way) = bucket.way_of(table, key) {
                 return Some(At { bucket: at as u32, way });
@@ -222,7 +274,6 @@ impl Index {
             if bucket.passed == 0 {
                 return None;
             }
-            at = next(at, buckets.len());
         }
         None
     }
@@ -338,10 +389,12 @@ impl Index {
         self.all_mut()[at.bucket as usize].set_slot(at.way as usize, slot);
     }
 
+    #[inline(always)]
     fn home(&self, hash: u64) -> usize {
         ((u128::from(hash << self.hash_bits) * self.buckets as u128) >> 64) as usize
     }
 
+    #[inline(always)]
     fn all(&self) -> &[Bucket] {
         &bytemuck::cast_slice(&self.map)[..self.buckets]
     }
@@ -352,22 +405,31 @@ impl Index {
 }
 
 impl Bucket {
-    /// The way of a row. All nine keys are compared, without a branch.
+    /// Asks the processor for the bucket's two lines.
+    #[inline(always)]
+    fn ask(&self) {
+        prefetch(&self.keys);
+        prefetch(&self.passed);
+    }
+
+    /// The way of a row.
     #[inline]
     fn way_of(&self, table: TableId, key: Key) -> Option<u32> {
-        let compare =
-            |mask: u32, (way, found): (usize, &u64)| mask | u32::from(*found == key.0) << way;
-        let mut mask = self.keys.iter().enumerate().fold(0, compare);
-        // tables may share keys, and a vacant way may hold what was there before
-        while mask != 0 {
-            let way = mask.trailing_zeros();
-            let meta = self.metas[way as usize];
-            if meta & (OCCUPIED | TABLE) == OCCUPIED | table.0 as u16 {
-                return Some(way);
-            }
-            mask &= mask - 1;
-        }
-        None
+        let ways = self.ways_of(Plain, table, key);
+        (ways != 0).then(|| ways.trailing_zeros())
+    }
+
+    /// A bit for the way of a row, if it is here. All nine are compared, without a branch: tables
+    /// may share keys, and a vacant way may hold what was there before.
+    #[inline(always)]
+    fn ways_of(&self, lanes: impl Lanes, table: TableId, key: Key) -> u32 {
+        const LAST: usize = WAYS - 1;
+        let (mask, wanted) = (OCCUPIED | TABLE, OCCUPIED | table.0 as u16);
+        let keys = self.keys.first_chunk().expect("there are nine");
+        let metas = self.metas.first_chunk().expect("there are nine");
+        let firsts = lanes.equal_u64(keys, key.0) & lanes.equal_u16(metas, mask, wanted);
+        let last = self.keys[LAST] == key.0 && self.metas[LAST] & mask == wanted;
+        firsts | u32::from(last) << LAST
     }
 
     fn slot(&self, way: usize) -> u32 {
@@ -379,6 +441,32 @@ impl Bucket {
         let [a, b, c, high] = slot.to_le_bytes();
         assert_eq!(high, 0, "slot {slot} does not fit 24 bits");
         self.slots[way] = [a, b, c];
+    }
+}
+
+/// The loop over probes, with no branch that depends on what is found: a processor that has guessed
+/// such a one wrongly begins anew with all that it had begun behind it.
+struct FindAtHome<'a> {
+    index: &'a Index,
+    buckets: &'a [Bucket],
+    probes: &'a [Probe],
+    first: usize,
+    ways: &'a mut [u8],
+}
+
+impl Kernel for FindAtHome<'_> {
+    #[inline(always)]
+    fn run(self, lanes: impl Lanes) {
+        let Self { index, buckets, probes, first, ways } = self;
+        for (i, (way, probe)) in ways.iter_mut().zip(&probes[first..]).enumerate() {
+            if let Some(ahead) = probes.get(first + i + PROBES_AHEAD) {
+                buckets[index.home(ahead.hash)].ask();
+            }
+            let bucket = &buckets[index.home(probe.hash)];
+            let none = 1 << (u32::from(ABSENT) + u32::from(bucket.passed > 0));
+            let ways = bucket.ways_of(lanes, probe.table, probe.key);
+            *way = (ways | none).trailing_zeros() as u8;
+        }
     }
 }
 
@@ -436,11 +524,14 @@ mod tests {
                 let hash = hash(TableId(table), Key(key));
                 let at = index.find(hash, TableId(table), Key(key));
                 prop_assert_eq!(at.map(|at| index.entry(at)), map.get(&(table, key)).copied());
-                match index.find_at_home(hash, TableId(table), Key(key)) {
+                let probe = Probe { hash, key: Key(key), position: 0, table: TableId(table) };
+                let homes = index.find_at_home::<1>(&[probe], 0);
+                match index.home_of(&homes, 0, &probe) {
                     Home::Here(home) => prop_assert_eq!(Some(home), at),
                     Home::Behind => {
                         let bucket = at.map(|at| at.bucket as usize);
                         prop_assert_ne!(bucket, Some(index.home(hash)));
+                        prop_assert_eq!(index.find_behind(hash, TableId(table), Key(key)), at);
                     }
                     Home::Absent => prop_assert_eq!(at, None),
                 }

@@ -32,6 +32,7 @@ pub mod policy;
 mod reads;
 mod room;
 mod section;
+mod spare;
 mod ssd;
 mod staging;
 mod store;

@@ -27,8 +27,17 @@ pub(crate) struct PinSet {
 }
 
 impl PinSet {
-    pub(crate) fn with_capacity(slots: usize) -> Self {
-        Self { slots: Vec::with_capacity(slots), ..Self::default() }
+    /// An empty set, in a buffer for so many slots.
+    pub(crate) fn in_buffer(mut buffer: Vec<u32>, slots: usize) -> Self {
+        buffer.clear();
+        buffer.reserve(slots);
+        Self { slots: buffer, ..Self::default() }
+    }
+
+    /// The buffer, for another set.
+    pub(crate) fn take_buffer(&mut self) -> Vec<u32> {
+        self.groups.clear();
+        std::mem::take(&mut self.slots)
     }
 
     /// Adds a slot of the group that is being built.

@@ -9,25 +9,19 @@ use table::{Key, RowLayout, TableId};
 
 use crate::arena::{Arena, MemoryUse, Row};
 use crate::budget::Budget;
-use crate::index::{self, At, BUCKET_BYTES, Entry, Home, Index, Meta, buckets_for};
+use crate::index::{self, At, BUCKET_BYTES, Entry, Home, Index, Meta, Probe, buckets_for};
 use crate::policy::{Policy, Sweep};
 
-/// Keys that are looked for between two prefetches of as many buckets.
-const PROBE_BLOCK: usize = 16;
+/// Keys that are looked for at home before any that was found is used.
+const PROBE_BLOCK: usize = 32;
+/// Keys between asking for the buckets behind a home and looking into them.
+const BEHIND_PROBES_AHEAD: usize = 8;
 /// Bytes of rows that a section takes from the budget at least, unless a row is longer.
 const CHUNK_BYTES: usize = 4 << 10;
 /// The index grows by one bucket in so many at least.
 const STEP_SHARE: usize = 64;
 /// Slots that a section can number.
 const SLOTS_MAX: u64 = 1 << 24;
-
-/// A key on its way through a stage.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Probe {
-    pub(crate) hash: u64,
-    pub(crate) position: u32, // in the batch
-    pub(crate) table: TableId,
-}
 
 /// What is known of a row that comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -207,46 +201,38 @@ impl Section {
     /// Looks keys up; each is told to `found`, which notes that the row is held, or with `None` if
     /// it is not here. A hit counts as a use, which the policy hears of.
     ///
-    /// The buckets of a block of keys are asked for all at once, one block ahead, in a loop that
-    /// does nothing else: a prefetch whose address has to be translated first holds up what comes
-    /// after it, so that only those that follow each other closely are translated side by side.
-    /// Rows that are not at home in a full index are asked for likewise, before any is used.
+    /// Rows that are not at home in a full index come last: the buckets behind are asked for some
+    /// keys ahead, as the homes are.
     pub(crate) fn probe(
         &mut self,
         probes: &[Probe],
-        keys: &[Key],
         next_uses: Option<&[u32]>,
         now: u64,
         mut found: impl FnMut(&Probe, Option<Hit>),
     ) {
-        let ask = |index: &Index, probes: &[Probe]| {
-            probes.iter().for_each(|probe| index.prefetch(probe.hash));
-        };
-        let mut blocks = probes.chunks(PROBE_BLOCK).peekable();
-        ask(&self.index, blocks.peek().copied().unwrap_or_default());
-        while let Some(block) = blocks.next() {
-            ask(&self.index, blocks.peek().copied().unwrap_or_default());
-            let mut homes = [Home::Absent; PROBE_BLOCK];
-            for (home, probe) in homes.iter_mut().zip(block) {
-                let key = keys[probe.position as usize];
-                *home = self.index.find_at_home(probe.hash, probe.table, key);
-                if *home == Home::Behind {
-                    self.index.prefetch_behind(probe.hash);
+        let next_use = |probe: &Probe| next_uses.map(|uses| uses[probe.position as usize]);
+        let mut behind: Vec<&Probe> = Vec::new();
+        self.index.ask_first(probes);
+        for first in (0..probes.len()).step_by(PROBE_BLOCK) {
+            let homes = self.index.find_at_home::<PROBE_BLOCK>(probes, first);
+            for (i, probe) in probes[first..].iter().take(PROBE_BLOCK).enumerate() {
+                match self.index.home_of(&homes, i, probe) {
+                    Home::Here(at) => {
+                        let hit = self.note_hit(probe, at, next_use(probe), now);
+                        found(probe, Some(hit));
+                    }
+                    Home::Behind => behind.push(probe),
+                    Home::Absent => found(probe, None),
                 }
             }
-            for (home, probe) in homes.iter().zip(block) {
-                let position = probe.position as usize;
-                let at = match *home {
-                    Home::Here(at) => Some(at),
-                    Home::Absent => None,
-                    Home::Behind => self.index.find(probe.hash, probe.table, keys[position]),
-                };
-                let hit = at.map(|at| {
-                    let next_use = next_uses.map(|next_uses| next_uses[position]);
-                    self.note_hit(probe, at, next_use, now)
-                });
-                found(probe, hit);
+        }
+        for (i, probe) in behind.iter().enumerate() {
+            if let Some(ahead) = behind.get(i + BEHIND_PROBES_AHEAD) {
+                self.index.ask_behind(ahead.hash);
             }
+            let at = self.index.find_behind(probe.hash, probe.table, probe.key);
+            let hit = at.map(|at| self.note_hit(probe, at, next_use(probe), now));
+            found(probe, hit);
         }
     }
 
@@ -276,7 +262,6 @@ impl Section {
     pub(crate) fn claim(
         &mut self,
         probe: &Probe,
-        key: Key,
         meta: Meta,
         past: Past,
         next_use: Option<u32>,
@@ -293,7 +278,7 @@ impl Section {
             (None, Past::Unknown) => self.policy.insert(probe.hash, None),
             (None, Past::Known(history)) => self.policy.insert(probe.hash, history),
         };
-        self.index.insert(probe.hash, Entry { key, meta, slot, code });
+        self.index.insert(probe.hash, Entry { key: probe.key, meta, slot, code });
         self.rows += 1;
         Hit { slot, row: self.row(slot), loading: meta.is_loading() }
     }

@@ -12,14 +12,15 @@ use std::time::Instant;
 
 use table::{Admission, Key, KeyBatch, RowStatus, TableId};
 
-use crate::arena::Row;
+use crate::arena::{Row, all_finite};
 use crate::class::Class;
-use crate::device::Plan;
-use crate::index::Meta;
+use crate::device;
+use crate::index::{Meta, Probe};
 use crate::live::{PinSet, SectionId};
 use crate::reads::{Load, Missing};
 use crate::room::{Room, Want};
-use crate::section::{Hit, Past, Probe, bytes_for};
+use crate::section::{Hit, Past, bytes_for};
+use crate::spare::{Plan, Probes};
 use crate::store::{Inner, Table};
 use crate::stored::StoredRow;
 use crate::sync::MutexGuard;
@@ -42,12 +43,11 @@ pub struct Staging {
 
 /// A batch resolved: where each row is, and what keeps it there.
 struct Step {
-    plan: Option<Plan>, // where there is a device, once the rows are there; lets go before the pins
+    /// Where there is a device, once the rows are there; lets go before the pins.
+    on_device: Option<device::Resolved>,
     inner: Arc<Inner>,
     runs: Vec<Run>,
-    keys: Vec<Key>,           // [keys]
-    rows: Vec<Row>,           // [keys]
-    statuses: Vec<RowStatus>, // [keys]
+    plan: Plan,
     floats: usize,
     claimed: Vec<u64>, // [runs], rows that were not in RAM
     pins: Vec<Pins>,
@@ -77,7 +77,7 @@ struct Miss {
 impl Staged {
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        self.step.rows.len()
+        self.step.plan.rows.len()
     }
 
     /// Floats of a pull's rows and of a push's gradients: Σ rows x dim.
@@ -87,7 +87,7 @@ impl Staged {
 
     /// Where each row came from, in the order of the batch's keys.
     pub fn statuses(&self) -> &[RowStatus] {
-        &self.step.statuses
+        &self.step.plan.statuses
     }
 
     pub(crate) fn is_of(&self, inner: &Arc<Inner>) -> bool {
@@ -103,7 +103,7 @@ impl Staged {
             let (embeddings, after) = rest.split_at(run.range.len() * dim);
             rest = after;
             let _write = table.rows.write();
-            let rows = &self.step.rows[run.range.clone()];
+            let rows = &self.step.plan.rows[run.range.clone()];
             for (&row, new) in rows.iter().zip(embeddings.chunks_exact(dim)) {
                 table.class.arena.write(row, |embedding, state| {
                     embedding.copy_from_slice(new);
@@ -138,10 +138,11 @@ impl Staging {
         }
         if let Some(load) = own {
             for (position, status) in load.take_statuses() {
-                step.statuses[position as usize] = status;
+                step.plan.statuses[position as usize] = status;
             }
         }
-        step.plan = step.inner.resolve(&step.runs, &step.rows, &mut step.statuses)?;
+        let Step { inner, runs, plan, .. } = &mut step;
+        step.on_device = inner.resolve(runs, &plan.rows, &mut plan.statuses)?;
         Ok(Staged { step })
     }
 }
@@ -158,7 +159,7 @@ impl Staging {
 
 impl Step {
     fn note_claim(&mut self, position: usize, row: Row) {
-        self.rows[position] = row;
+        self.plan.rows[position] = row;
         let run = self.runs.partition_point(|run| run.range.end <= position);
         self.claimed[run] += 1;
     }
@@ -166,7 +167,7 @@ impl Step {
     /// Counts what was there already.
     fn count(&self) {
         for (run, claimed) in self.runs.iter().zip(&self.claimed) {
-            let statuses = &self.statuses[run.range.clone()];
+            let statuses = &self.plan.statuses[run.range.clone()];
             let refused = match run.table.spec.admission {
                 Admission::FirstSight => 0,
                 Admission::AfterSights(_) => {
@@ -183,6 +184,16 @@ impl Drop for Pins {
     fn drop(&mut self) {
         self.inner.note_push(&self.set); // before the rows may leave
         self.inner.live.remove(self.number, self.quietly);
+        // an eviction or a flush may be reading it yet
+        if let Some(set) = Arc::get_mut(&mut self.set) {
+            self.inner.spare.keep_slots(set.take_buffer());
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        self.inner.spare.keep_plan(std::mem::take(&mut self.plan));
     }
 }
 
@@ -220,7 +231,7 @@ impl Inner {
         }
         self.check_fits(&staging.0.step.runs)?;
         if sift {
-            self.sift(keys, &mut staging.0, &mut staging.1)?;
+            self.sift(&mut staging.0, &mut staging.1)?;
         }
         loop {
             let seen = self.live.releases();
@@ -238,9 +249,9 @@ impl Inner {
                     budget_bytes: self.config.host_ram_bytes,
                 });
             }
-            let refused: Vec<bool> = refused(&staging.0.step.statuses);
+            let refused: Vec<bool> = refused(&staging.0.step.plan.statuses);
             staging = self.probe(keys, runs, now);
-            keep_refused(&mut staging.0.step.statuses, &mut staging.1, &refused);
+            keep_refused(&mut staging.0.step.plan.statuses, &mut staging.1, &refused);
         }
     }
 
@@ -277,25 +288,32 @@ impl Inner {
 
     /// Looks every key up once and pins those that are in RAM.
     fn probe(self: &Arc<Self>, keys: &KeyBatch, runs: Vec<Run>, now: u64) -> (Staging, Vec<Miss>) {
-        let mut rows = vec![Row::NONE; keys.len()];
+        let Plan { keys: mut own_keys, mut rows, mut statuses } = self.spare.plan();
+        own_keys.clear();
+        own_keys.extend_from_slice(keys.keys());
+        rows.clear();
+        rows.resize(keys.len(), Row::NONE);
+        statuses.clear();
+        statuses.resize(keys.len(), RowStatus::Host);
         let mut misses = Vec::new();
         let mut loads = Vec::new();
-        let mut set = PinSet::with_capacity(keys.len());
+        let mut set = PinSet::in_buffer(self.spare.slots(), keys.len());
+        let mut probes = self.spare.probes();
         let claims_seen = self.claims.load(Ordering::Acquire);
         let pinning = self.pinning.read();
         for (class, runs) in by_class(&runs) {
-            let (probes, ends) = sorted_probes(&class, &runs, keys);
+            sort_probes(&class, &runs, keys, &mut probes);
             let mut start = 0;
-            for (number, end) in ends.into_iter().enumerate() {
+            for (number, &end) in probes.ends.iter().enumerate() {
                 let id = class.id_of(number);
-                let probes = &probes[start..end];
+                let probes = &probes.sorted[start..end];
                 start = end;
                 if probes.is_empty() {
                     continue;
                 }
                 let mut section = class.sections[number].lock();
                 let mut loading = Vec::new();
-                section.probe(probes, keys.keys(), keys.next_uses(), now, |probe, hit| {
+                section.probe(probes, keys.next_uses(), now, |probe, hit| {
                     let Some(Hit { slot, row, loading: comes }) = hit else {
                         misses.push(Miss { id, probe: *probe });
                         return;
@@ -313,15 +331,15 @@ impl Inner {
         }
         let pins = vec![self.hold(set)];
         drop(pinning);
-        let expired = self.renew(&runs, &rows, keys);
-        let mut statuses = vec![RowStatus::Host; keys.len()];
-        for position in expired {
+        self.spare.keep_probes(probes);
+        for position in self.renew(&runs, &rows, keys) {
             statuses[position] = RowStatus::Initialised;
         }
         let floats = floats_of(&runs);
-        let (inner, keys) = (Arc::clone(self), keys.keys().to_vec());
         let claimed = vec![0; runs.len()];
-        let step = Step { plan: None, inner, runs, keys, rows, statuses, floats, claimed, pins };
+        let plan = Plan { keys: own_keys, rows, statuses };
+        let (inner, on_device) = (Arc::clone(self), None);
+        let step = Step { on_device, inner, runs, plan, floats, claimed, pins };
         (Staging { step, own: None, others: loads, claims_seen }, misses)
     }
 
@@ -376,7 +394,7 @@ impl Inner {
     }
 
     /// Takes out the keys that their tables' admission rules keep out.
-    fn sift(&self, keys: &KeyBatch, step: &mut Staging, misses: &mut Vec<Miss>) -> Result<()> {
+    fn sift(&self, step: &mut Staging, misses: &mut Vec<Miss>) -> Result<()> {
         let runs = &step.step.runs;
         if runs.iter().all(|run| run.table.spec.admission == Admission::FirstSight) {
             return Ok(());
@@ -397,10 +415,10 @@ impl Inner {
         }
         // A row that was admitted once stays so, whatever the sketch has forgotten since.
         few.sort_unstable_by_key(|miss| miss.probe.position);
-        let statuses = &mut step.step.statuses;
+        let statuses = &mut step.step.plan.statuses;
         for of_table in few.chunk_by(|a, b| a.probe.table == b.probe.table) {
             let table = &tables[of_table[0].probe.table.0 as usize];
-            let key_of = |miss: &Miss| keys.keys()[miss.probe.position as usize];
+            let key_of = |miss: &Miss| miss.probe.key;
             let mut out = 0;
             let on_the_way = |key| self.down.read(table.id, key, |_| ()).is_some();
             self.ssd.read(
@@ -466,11 +484,11 @@ impl Inner {
         now: u64,
     ) -> Result<()> {
         let runs = staging.let_go();
-        let refused = refused(&staging.step.statuses);
+        let refused = refused(&staging.step.plan.statuses);
         self.evict_all(&mut room);
         let (again, mut misses) = self.probe(keys, runs, now);
         *staging = again;
-        keep_refused(&mut staging.step.statuses, &mut misses, &refused);
+        keep_refused(&mut staging.step.plan.statuses, &mut misses, &refused);
         if !self.make_room(&mut room, &wants_of(&misses)) {
             let budget_bytes = self.config.host_ram_bytes;
             return Err(Error::BatchTooLarge { needed_bytes: budget_bytes + 1, budget_bytes });
@@ -521,7 +539,7 @@ impl Inner {
         let classes = self.classes_now();
         let load = Load::new();
         let mut missing = Vec::new();
-        let mut set = PinSet::with_capacity(misses.len());
+        let mut set = PinSet::in_buffer(Vec::new(), misses.len());
         let claims = self.claims.fetch_add(1, Ordering::AcqRel);
         // counted when it begins and when it ends: a probe that falls between must look again
         #[cfg(test)]
@@ -540,12 +558,12 @@ impl Inner {
             if again.is_empty() {
                 absent.extend_from_slice(&probes);
             }
-            section.probe(again, keys.keys(), keys.next_uses(), now, |probe, hit| {
+            section.probe(again, keys.next_uses(), now, |probe, hit| {
                 let Some(hit) = hit else {
                     absent.push(*probe);
                     return;
                 };
-                staging.step.rows[probe.position as usize] = hit.row;
+                staging.step.plan.rows[probe.position as usize] = hit.row;
                 set.push(hit.slot);
                 if hit.loading {
                     loading.push(hit.row);
@@ -561,14 +579,14 @@ impl Inner {
                     self.intake.loads.insert((class.number, hit.row), Arc::clone(&load));
                     missing.push(Missing {
                         table: Arc::clone(table),
-                        key: keys.keys()[probe.position as usize],
+                        key: probe.key,
                         hash: probe.hash,
                         row: hit.row,
                         position: probe.position,
                         foreseen: keys.next_uses().is_some(),
                     });
                 }
-                staging.step.statuses[probe.position as usize] = status;
+                staging.step.plan.statuses[probe.position as usize] = status;
             }
             drop(section);
             set.end_group(id);
@@ -591,11 +609,11 @@ impl Inner {
         keys: &KeyBatch,
         now: u64,
     ) -> Result<(Hit, RowStatus)> {
-        let key = keys.keys()[probe.position as usize];
+        let key = probe.key;
         let next_use = keys.next_uses().map(|uses| uses[probe.position as usize]);
         let (meta, arena) = (Meta::of(table.id), &table.class.arena);
         let clock = self.clock_of(table);
-        let mut claim = |meta, past| section.claim(probe, key, meta, past, next_use, now);
+        let mut claim = |meta, past| section.claim(probe, meta, past, next_use, now);
         let caught = self.down.read(table.id, key, |bytes| {
             let stored = StoredRow::decode(table, key, bytes)?;
             let hit = claim(meta.on_ssd(true), Past::Known(stored.history));
@@ -642,7 +660,7 @@ impl Inner {
         let _gate = self.enter()?;
         let step = &staged.step;
         check_shape("the buffer of the rows", rows.len(), step.floats)?;
-        if let Some(plan) = &step.plan {
+        if let Some(plan) = &step.on_device {
             self.pull_resolved(plan, &step.runs, rows)?;
         }
         let mut rest = rows;
@@ -651,15 +669,15 @@ impl Inner {
             let dim = table.layout.dim;
             let (out, after) = rest.split_at_mut(run.range.len() * dim);
             rest = after;
-            let rows = &step.rows[run.range.clone()];
-            if step.plan.is_none() {
+            let rows = &step.plan.rows[run.range.clone()];
+            if step.on_device.is_none() {
                 let read = table.rows.read();
                 table.class.arena.gather(rows, &read, out);
                 add(&table.tally.host_bytes_read, size_of_val(out) as u64);
             }
             if table.spec.admission != Admission::FirstSight {
                 for (i, _) in rows.iter().enumerate().filter(|(_, row)| **row == Row::NONE) {
-                    let key = step.keys[run.range.start + i];
+                    let key = step.plan.keys[run.range.start + i];
                     table.spec.initial_embedding(key, &mut out[i * dim..][..dim]);
                 }
             }
@@ -675,8 +693,8 @@ impl Inner {
         if !rate.is_finite() {
             return Err(Error::LearningRate { found: rate });
         }
-        check_finite(&step.runs, gradients, &step.keys)?;
-        if let Some(plan) = &step.plan {
+        check_finite(&step.runs, gradients, &step.plan.keys)?;
+        if let Some(plan) = &step.on_device {
             // on a fault too: what changed is for nobody to say, and the store is poisoned
             let pushed = self.push_resolved(plan, &step.runs, gradients, rate);
             staged.note_pushed();
@@ -687,7 +705,7 @@ impl Inner {
             let table = &run.table;
             let (gradients, after) = rest.split_at(run.range.len() * table.layout.dim);
             rest = after;
-            let rows = &step.rows[run.range.clone()];
+            let rows = &step.plan.rows[run.range.clone()];
             {
                 let write = table.rows.write();
                 let optimizer = &table.spec.optimizer;
@@ -713,38 +731,38 @@ fn by_class(runs: &[Run]) -> Vec<(Arc<Class>, Vec<&Run>)> {
     classes
 }
 
-/// The keys of these runs with their hashes, sorted by section in one pass of counting, and where
-/// each section's end.
-fn sorted_probes(class: &Class, runs: &[&Run], keys: &KeyBatch) -> (Vec<Probe>, Vec<usize>) {
-    let probes = runs.iter().flat_map(|run| {
-        let table = run.table.id;
-        run.range.clone().map(move |position| Probe {
-            hash: index::hash(table, keys.keys()[position]),
-            position: position as u32,
-            table,
-        })
-    });
-    let probes: Vec<Probe> = probes.collect();
-    let mut ends = vec![0; class.sections.len()];
-    if ends.len() == 1 {
-        ends[0] = probes.len();
-        return (probes, ends);
+/// Sorts the keys of these runs by section, with one pass of counting, and tells where each
+/// section's end.
+fn sort_probes(class: &Class, runs: &[&Run], keys: &KeyBatch, into: &mut Probes) {
+    let Probes { hashes, sorted, ends } = into;
+    hashes.clear();
+    for run in runs {
+        let hash = |&key: &Key| index::hash(run.table.id, key);
+        hashes.extend(keys.keys()[run.range.clone()].iter().map(hash));
     }
-    for probe in &probes {
-        ends[class.section_of(probe.hash) as usize] += 1;
+    ends.clear();
+    ends.resize(class.sections.len(), 0);
+    for &hash in &*hashes {
+        ends[class.section_of(hash) as usize] += 1;
     }
     let mut start = 0;
-    for end in &mut ends {
+    for end in &mut *ends {
         (start, *end) = (start + *end, start);
     }
-    let none = Probe { hash: 0, position: 0, table: TableId(0) };
-    let mut sorted = vec![none; probes.len()];
-    for probe in &probes {
-        let at = &mut ends[class.section_of(probe.hash) as usize];
-        sorted[*at] = *probe;
-        *at += 1;
+    if sorted.len() < hashes.len() {
+        let none = Probe { hash: 0, key: Key(0), position: 0, table: TableId(0) };
+        sorted.resize(hashes.len(), none);
     }
-    (sorted, ends)
+    let mut hashes = hashes.iter();
+    for run in runs {
+        let table = run.table.id;
+        for (position, &hash) in run.range.clone().zip(&mut hashes) {
+            let at = &mut ends[class.section_of(hash) as usize];
+            let (key, position) = (keys.keys()[position], position as u32);
+            sorted[*at] = Probe { hash, key, position, table };
+            *at += 1;
+        }
+    }
 }
 
 /// The slots that these misses want, section by section.
@@ -783,9 +801,8 @@ pub(crate) fn check_shape(what: &'static str, found: usize, expected: usize) -> 
 
 /// Refuses a value that is not finite and names its row.
 pub(crate) fn check_finite(runs: &[Run], values: &[f32], keys: &[Key]) -> Result<()> {
-    // one pass without branches for the usual case; the culprit is looked for afterwards
-    let all_ones = |x: &f32| u32::from(x.to_bits() & 0x7f80_0000 == 0x7f80_0000);
-    if values.iter().map(all_ones).fold(0, |any, x| any | x) == 0 {
+    // one pass for the usual case; the culprit is looked for afterwards
+    if all_finite(values) {
         return Ok(());
     }
     let mut start = 0;

@@ -21,6 +21,7 @@ use crate::live::Live;
 use crate::reads::{Intake, Readers};
 use crate::room::Room;
 use crate::section::host_bytes_per_row;
+use crate::spare::Spare;
 use crate::ssd::Ssd;
 use crate::staging::{Staged, Staging, floats_of};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -60,6 +61,7 @@ pub(crate) struct Inner {
     /// Guards: the sights of keys without a row. Held for moments, before the room.
     pub(crate) sketch: Mutex<Option<Sketch>>,
     pub(crate) live: Live,
+    pub(crate) spare: Spare,
     /// Twice the stages that claimed slots so far, and one more while one does; changes under the
     /// room lock.
     pub(crate) claims: AtomicU64,
@@ -274,6 +276,7 @@ impl Inner {
             classes: RwLock::new(Arc::from([])),
             sketch: Mutex::new(meta::read_sketch(&ssd)?),
             live: Live::default(),
+            spare: Spare::default(),
             claims: AtomicU64::new(0),
             budget: Budget::new(config.host_ram_bytes),
             device,

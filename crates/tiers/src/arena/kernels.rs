@@ -6,8 +6,13 @@ use table::Optimizer;
 
 use super::{ROWS_AHEAD, Row};
 
-/// Rows that are updated between two prefetches of as many.
+/// Rows that are updated between two prefetches of as many, at most.
 const BLOCK_ROWS: usize = 16;
+/// Lines of embeddings that are asked for at once: about what a core can wait for.
+const BLOCK_LINES: usize = 32;
+
+/// Floats of a cache line.
+const LINE_FLOATS: usize = 16;
 
 /// Rows that lie `floats` apart.
 #[derive(Clone, Copy)]
@@ -153,7 +158,8 @@ unsafe fn update_rows(job: &Update<'_>, dim: usize) {
             prefetch_row(job.states.base, job.states.floats, row);
         }
     };
-    let mut blocks = job.rows.chunks(BLOCK_ROWS).peekable();
+    let block_rows = (BLOCK_LINES / dim.div_ceil(LINE_FLOATS).max(1)).clamp(2, BLOCK_ROWS);
+    let mut blocks = job.rows.chunks(block_rows).peekable();
     ask(blocks.peek().copied().unwrap_or_default());
     let mut gradients = job.gradients.chunks_exact(dim);
     while let Some(block) = blocks.next() {
@@ -176,10 +182,42 @@ unsafe fn update_rows(job: &Update<'_>, dim: usize) {
     }
 }
 
+/// Whether no value is infinite or NaN: one pass, without branches.
+pub(crate) fn all_finite(values: &[f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: the machine has what the function was compiled for.
+        return unsafe { all_finite_avx512(values) };
+    } else if is_x86_feature_detected!("avx2") {
+        // SAFETY: the machine has what the function was compiled for.
+        return unsafe { all_finite_avx2(values) };
+    }
+    all_finite_plain(values)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn all_finite_avx512(values: &[f32]) -> bool {
+    all_finite_plain(values)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn all_finite_avx2(values: &[f32]) -> bool {
+    all_finite_plain(values)
+}
+
+#[inline(always)]
+fn all_finite_plain(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7f80_0000; // all ones where a value is not finite
+    let is_not = |x: &f32| u32::from(x.to_bits() & EXPONENT == EXPONENT);
+    values.iter().map(is_not).fold(0, |any, x| any | x) == 0
+}
+
 #[inline(always)]
 fn prefetch_row(base: *const f32, floats: usize, row: Row) {
     let first = base.wrapping_add((row.0 as usize).wrapping_mul(floats));
-    for line in (0..floats).step_by(16) {
+    for line in (0..floats).step_by(LINE_FLOATS) {
         prefetch_address(first.wrapping_add(line).cast());
     }
 }
@@ -275,6 +313,19 @@ mod tests {
                 prop_assert_eq!(bits(&embeddings), bits(&weights), "{}: embeddings", name);
                 prop_assert_eq!(bits(&states), bits(&moments), "{}: states", name);
             }
+        }
+
+        #[test]
+        fn a_value_that_is_not_finite_is_seen_wherever_it_stands(
+            length in 1_usize..200,
+            bad in prop::option::of((0_usize..200, 0_usize..3)),
+        ) {
+            let mut values = vec![f32::MAX; length];
+            if let Some((at, what)) = bad {
+                values[at % length] = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY][what];
+            }
+            prop_assert_eq!(all_finite(&values), bad.is_none());
+            prop_assert_eq!(all_finite_plain(&values), bad.is_none());
         }
 
         #[test]

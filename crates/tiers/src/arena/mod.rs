@@ -14,6 +14,7 @@
 #![allow(unsafe_code)]
 
 mod kernels;
+mod lanes;
 mod reach;
 
 use std::io;
@@ -23,7 +24,9 @@ use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
 use rustix::mm::MlockFlags;
 use table::Optimizer;
 
+pub(crate) use kernels::all_finite;
 use kernels::prefetch_address;
+pub(crate) use lanes::{Kernel, Lanes, Plain, run_widest};
 use reach::Reach;
 
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};

@@ -30,7 +30,7 @@ use crate::{Error, Result, StoreConfig};
 use cache::Cache;
 
 pub(crate) use cache::device_bytes_per_row;
-pub(crate) use resolve::Plan;
+pub(crate) use resolve::Resolved;
 
 /// The device, what is on it, and how it is reached.
 pub(crate) struct DeviceTier {

@@ -17,7 +17,7 @@ use crate::tally::add;
 use crate::{Result, class::Class, store::Table};
 
 /// The addresses of a staged step's rows. Dropping it lets the rows move again.
-pub(crate) struct Plan {
+pub(crate) struct Resolved {
     tier: Arc<DeviceTier>,
     number: u32,
     held: Vec<(u32, Row)>, // class, row: those with an address in the arena
@@ -27,7 +27,7 @@ pub(crate) struct Plan {
     pub(super) device_rows: Vec<u64>, // [runs]
 }
 
-impl Drop for Plan {
+impl Drop for Resolved {
     fn drop(&mut self) {
         self.tier.cache.lock().end(self.number, &self.held);
     }
@@ -40,7 +40,7 @@ impl Inner {
         runs: &[Run],
         rows: &[Row],               // [keys]
         statuses: &mut [RowStatus], // [keys]
-    ) -> Result<Option<Plan>> {
+    ) -> Result<Option<Resolved>> {
         let Some(tier) = &self.device else { return Ok(None) };
         let (classes, tables) = (self.classes_now(), self.tables_now());
         self.lost(tier.resolve(&classes, &tables, runs, rows, statuses)).map(Some)
@@ -55,14 +55,14 @@ impl DeviceTier {
         runs: &[Run],
         rows: &[Row],
         statuses: &mut [RowStatus],
-    ) -> gpu::Result<Plan> {
+    ) -> gpu::Result<Resolved> {
         let begun = Instant::now();
         let number = {
             let mut cache = self.cache.lock();
             cache.divide(classes, tables)?;
             cache.begin()
         };
-        let mut plan = Plan {
+        let mut plan = Resolved {
             tier: Arc::clone(self),
             number,
             held: Vec::new(),
@@ -94,7 +94,7 @@ impl DeviceTier {
         runs: &[(usize, &Run)],
         rows: &[Row],
         statuses: &mut [RowStatus],
-        plan: &mut Plan,
+        plan: &mut Resolved,
     ) -> gpu::Result<()> {
         let wanted: Vec<Wanted> = runs
             .iter()

@@ -3,7 +3,7 @@
 //! width, and one optimizer, go in one launch.
 #![allow(unsafe_code)]
 
-use super::Plan;
+use super::Resolved;
 use crate::Result;
 use crate::staging::Run;
 use crate::store::Inner;
@@ -11,7 +11,7 @@ use crate::tally::add;
 
 impl Inner {
     /// Gathers the embeddings of a resolved step. Where there is no row nothing is said.
-    pub(crate) fn pull_resolved(&self, plan: &Plan, runs: &[Run], out: &mut [f32]) -> Result<()> {
+    pub(crate) fn pull_resolved(&self, plan: &Resolved, runs: &[Run], out: &mut [f32]) -> Result<()> {
         let Some(tier) = &self.device else { return Ok(()) };
         let _read: Vec<_> = runs.iter().map(|run| run.table.rows.read()).collect();
         let mut exchange = tier.exchange.lock();
@@ -38,7 +38,7 @@ impl Inner {
     /// One step of each table's optimizer for the rows of a resolved step.
     pub(crate) fn push_resolved(
         &self,
-        plan: &Plan,
+        plan: &Resolved,
         runs: &[Run],
         gradients: &[f32],
         rate: f32,
