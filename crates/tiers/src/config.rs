@@ -12,8 +12,8 @@ pub struct StoreConfig {
     /// refused.
     pub data_dir: PathBuf,
     /// Bytes of host RAM for rows, their bookkeeping and the index. On top come the plans of staged
-    /// steps (8 bytes a key, with a device 20 more, and 13 for each missing key while it is staged) and the batches on
-    /// their way to and from SSD (3 MiB).
+    /// steps (21 bytes a key, with a device 20 more, and 32 while it is looked up), of which those
+    /// of 32 steps are kept for later ones, and the batches on their way to and from SSD (3 MiB).
     pub host_ram_bytes: u64,
     /// Bytes of device memory for rows and their bookkeeping; 0: no device is opened. On top come 8
     /// MiB of pinned host memory.

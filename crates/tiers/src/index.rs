@@ -199,9 +199,12 @@ impl Index {
     /// Asks for the home buckets of the first probes of a section, which [`Self::find_at_home`]
     /// looks into first.
     pub(crate) fn ask_first(&self, probes: &[Probe]) {
-        for probe in probes.iter().take(PROBES_AHEAD) {
-            self.ask(self.home(probe.hash));
-        }
+        probes.iter().take(PROBES_AHEAD).for_each(|probe| self.ask_home(probe));
+    }
+
+    /// Asks for a row's home bucket.
+    pub(crate) fn ask_home(&self, probe: &Probe) {
+        self.ask(self.home(probe.hash));
     }
 
     /// Looks for up to N rows, from the probe `first` on, in their home buckets alone, and asks for

@@ -258,6 +258,11 @@ impl Section {
         self.index.find(hash, table, key)
     }
 
+    /// Asks for the place in the index that a row would be entered at.
+    pub(crate) fn ask(&self, probe: &Probe) {
+        self.index.ask_home(probe);
+    }
+
     /// Takes a vacant slot for a row, which the caller holds from now on. There must be one.
     pub(crate) fn claim(
         &mut self,
@@ -376,7 +381,8 @@ impl Section {
         }
     }
 
-    /// Pays for `wanted` more vacant slots than there are, if the budget has the bytes.
+    /// Pays for `wanted` more vacant slots than there are, if the budget has the bytes; if it has
+    /// not, for as many as it has, which are then not enough.
     pub(crate) fn grow(&mut self, wanted: usize, fair_bytes: u64, budget: &Budget) -> bool {
         let row_bytes = self.arena.layout().bytes();
         let chunk = chunk_slots(row_bytes);
@@ -388,6 +394,11 @@ impl Section {
             if slots <= self.place.slots_max && self.grow_to(slots, fair_bytes, budget) {
                 return true;
             }
+        }
+        let last = (2 * budget.left() / (2 * row_bytes as u64 + 1)).min(wanted as u64) as u32;
+        let slots = self.slots.saturating_add(last / chunk * chunk).min(self.place.slots_max);
+        if slots > self.slots {
+            self.grow_to(slots, fair_bytes, budget);
         }
         false
     }

@@ -28,6 +28,9 @@ use crate::sync::atomic::Ordering;
 use crate::tally::add;
 use crate::{Error, Result, index};
 
+/// Rows between asking for the place of one in the index and entering it.
+const CLAIMS_AHEAD: usize = 8;
+
 /// The rows of one staged step, pinned in RAM. Dropping it unpins them and wakes waiting stages.
 pub struct Staged {
     step: Step,
@@ -570,9 +573,12 @@ impl Inner {
                 }
             });
             self.join_loads(class, &loading, &mut staging.others);
-            for probe in absent {
+            for (i, probe) in absent.iter().enumerate() {
+                if let Some(ahead) = absent.get(i + CLAIMS_AHEAD) {
+                    section.ask(ahead);
+                }
                 let table = &tables[probe.table.0 as usize];
-                let (hit, status) = self.claim_one(&mut section, table, &probe, keys, now)?;
+                let (hit, status) = self.claim_one(&mut section, table, probe, keys, now)?;
                 staging.step.note_claim(probe.position as usize, hit.row);
                 set.push(hit.slot);
                 if hit.loading {
