@@ -11,7 +11,12 @@ use crate::tally::add;
 
 impl Inner {
     /// Gathers the embeddings of a resolved step. Where there is no row nothing is said.
-    pub(crate) fn pull_resolved(&self, plan: &Resolved, runs: &[Run], out: &mut [f32]) -> Result<()> {
+    pub(crate) fn pull_resolved(
+        &self,
+        plan: &Resolved,
+        runs: &[Run],
+        out: &mut [f32],
+    ) -> Result<()> {
         let Some(tier) = &self.device else { return Ok(()) };
         let _read: Vec<_> = runs.iter().map(|run| run.table.rows.read()).collect();
         let mut exchange = tier.exchange.lock();
