@@ -34,7 +34,7 @@ pub fn status_text(connection: &Connection, status: &StoreStatus) -> String {
         ("evictions", counters.evictions.to_string()),
         ("write-backs", counters.writebacks.to_string()),
         ("not admitted", counters.not_admitted.to_string()),
-        ("expired", counters.expired.to_string()),
+        ("expired", format!("{}, {} of them dropped on SSD", counters.expired, counters.dropped)),
         ("SSD files", ssd_files(status)),
     ];
     let gpu = (status.gpu_cache_bytes > 0).then(|| ("GPU memory", gpu_cache(status)));
@@ -103,6 +103,7 @@ pub fn tables_text(status: &StoreStatus) -> String {
                 counters.not_admitted.to_string(),
                 spec.expiry.to_string(),
                 counters.expired.to_string(),
+                counters.dropped.to_string(),
             ]);
         }
     }
@@ -117,7 +118,9 @@ const TABLE_HEADER: [&str; 5] = ["id", "table", "dim", "optimizer", "total rows"
 /// The hit rate is of the keys that reached the tier; "of all", of the keys that were staged.
 const TIER_HEADER: [&str; 9] =
     ["tier", "rows", "bytes", "hits", "misses", "hit rate", "of all", "read", "written"];
-const RULE_HEADER: [&str; 5] = ["table", "admission", "not admitted", "expiry", "expired"];
+/// "Dropped": of the expired rows, on SSD, before anybody staged them again.
+const RULE_HEADER: [&str; 6] =
+    ["table", "admission", "not admitted", "expiry", "expired", "dropped"];
 
 /// Columns as wide as their widest cell, numbers to the right.
 struct Grid {
@@ -265,13 +268,13 @@ mod tests {
         table.spec.admission = Admission::AfterSights(3);
         table.spec.expiry = Expiry::Seconds(86_400);
         table.counters.not_admitted = 4;
-        table.counters.expired = 2;
+        (table.counters.expired, table.counters.dropped) = (2, 1);
         let text = tables_text(&status);
         let lines: Vec<Vec<&str>> =
             text.lines().rev().take(2).map(|line| line.split_whitespace().collect()).collect();
-        let header = ["table", "admission", "not", "admitted", "expiry", "expired"];
+        let header = ["table", "admission", "not", "admitted", "expiry", "expired", "dropped"];
         assert_eq!(lines[1], header, "{text}");
-        assert_eq!(lines[0], ["C1", "after", "3", "sights", "4", "1d", "2"], "{text}");
+        assert_eq!(lines[0], ["C1", "after", "3", "sights", "4", "1d", "2", "1"], "{text}");
         assert!(text.contains("75.0 %  37.5 %"), "of all keys, those kept out too\n{text}");
     }
 

@@ -64,6 +64,8 @@ pub struct Counters {
     pub promotions: u64,
     /// Rows that left GPU memory; those that had changed there were copied down.
     pub demotions: u64,
+    /// Of those, rows that were dropped on SSD before anybody staged them again.
+    pub dropped: u64,
 }
 
 /// One tier of one table, as it is now.
@@ -158,6 +160,7 @@ impl Counters {
             expired: self.expired + other.expired,
             promotions: self.promotions + other.promotions,
             demotions: self.demotions + other.demotions,
+            dropped: self.dropped + other.dropped,
         }
     }
 }

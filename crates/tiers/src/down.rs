@@ -35,6 +35,7 @@ pub(crate) struct Batch {
 struct State {
     open: Batch,
     under_way: HashMap<u64, Arc<Batch>>,
+    written: u64,                           // batches
     places: HashMap<(TableId, Key), Place>, // the newest version of each row
 }
 
@@ -117,6 +118,11 @@ impl Down {
         let (done, told) = bounded(1);
         self.orders().send(Order::Tell(done)).expect("the writer lives as long as the queue");
         told
+    }
+
+    /// Batches that are on SSD and no longer found here.
+    pub(crate) fn batches_written(&self) -> u64 {
+        self.state.lock().written
     }
 
     /// Whether any row is on its way.
@@ -203,6 +209,7 @@ fn write_all(ssd: &Ssd, queue: &Receiver<Order>, state: &Mutex<State>, rows: &At
                     }
                 }
                 state.under_way.remove(&batch.number);
+                state.written += 1;
             }
             // who waits may have gone
             Order::Tell(done) => drop(done.try_send(())),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
-use table::{Initializer, Key, KeyBatch, Optimizer, RowStatus, TableId, TableSpec};
+use table::{Expiry, Initializer, Key, KeyBatch, Optimizer, RowStatus, TableId, TableSpec};
 
 use crate::ssd::Ssd;
 use crate::store::Inner;
@@ -79,10 +79,14 @@ fn rand_seed() -> u64 {
 impl Order {
     /// A store over what is on SSD, of one table whose rows begin as zeros.
     fn open(&self, rows_ssd: u64) -> Arc<Store> {
+        self.open_expiring(rows_ssd, Expiry::Never)
+    }
+
+    fn open_expiring(&self, rows_ssd: u64, expiry: Expiry) -> Arc<Store> {
         let inner = Inner::new(self.config.clone(), Arc::clone(&self.ssd), None, true).unwrap();
         let zeros = Initializer::Uniform { bound: 0.0 };
         let table = TableSpec::new("t", DIM, Optimizer::Sgd, zeros, 1);
-        inner.add_tables(vec![table], &[(TableId(0), rows_ssd)]).unwrap();
+        inner.add_tables(vec![TableSpec { expiry, ..table }], &[(TableId(0), rows_ssd)]).unwrap();
         Arc::new(Store::of(inner))
     }
 
@@ -348,4 +352,35 @@ fn a_close_beside_steps_keeps_what_it_let_in() {
         let found = order.pushes(&order.open(5), &[0, 2, 4]);
         assert_eq!(found, [first, first + second, second]);
     });
+}
+
+/// A row that is staged again and again is as young as its last stage, whatever older versions of
+/// it on SSD say, and whether it is in RAM, on its way down or just written; rows that nobody
+/// stages go, and the count of rows stays right.
+#[test]
+fn a_row_that_is_staged_is_never_dropped_as_expired() {
+    let dropped = Arc::new(AtomicU64::new(0));
+    let of_all = Arc::clone(&dropped);
+    explore(EIGHT_ROWS, move |order| {
+        let store = order.open_expiring(0, Expiry::Steps(3));
+        let other = {
+            let (store, order) = (Arc::clone(&store), order.clone());
+            thread::spawn(move || {
+                push(&store, &order.batch(&[21, 22, 23, 24]));
+                push(&store, &order.batch(&[25, 26, 27, 28]));
+            })
+        };
+        for first in [1, 3, 5, 7, 9, 11, 1, 3] {
+            push(&store, &order.batch(&[0, first, first + 1]));
+            // at most three stages lie between two of these
+        }
+        other.join().unwrap();
+        assert_eq!(order.pushes(&store, &[0]), [8]);
+        store.close().unwrap(); // it would find a wrong count
+        of_all.fetch_add(store.status().totals().dropped, Ordering::Relaxed);
+        assert_eq!(order.pushes(&order.open_expiring(1, Expiry::Steps(3)), &[0]), [8]);
+        let keys: Vec<Key> = (0..32).map(|key| Key(order.first_key + key)).collect();
+        order.ssd.delete_rows(TableId(0), &keys).unwrap(); // the next order looks at all rows
+    });
+    assert!(dropped.load(Ordering::Relaxed) > 0, "no order dropped anything");
 }

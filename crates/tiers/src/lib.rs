@@ -20,6 +20,7 @@ mod config;
 mod device;
 mod down;
 mod error;
+mod expire;
 mod index;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]

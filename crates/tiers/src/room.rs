@@ -9,6 +9,7 @@ use table::TableId;
 
 use crate::class::Class;
 use crate::down::Batch;
+use crate::expire::Passes;
 use crate::index::{At, Entry};
 use crate::live::SectionId;
 use crate::section::Section;
@@ -32,6 +33,8 @@ const LEAVING_EXTRA_MAX: usize = 1024;
 pub(crate) struct Room {
     /// Batches of rows that left and that the writer has yet to be given, in their order.
     sealed: Vec<Arc<Batch>>,
+    /// Which rows on SSD are looked at next, whether they expired.
+    pub(crate) passes: Passes,
 }
 
 /// Room that a stage wants in one section.
@@ -43,7 +46,7 @@ pub(crate) struct Want {
 
 impl Room {
     pub(crate) fn new() -> Self {
-        Self { sealed: Vec::new() }
+        Self { sealed: Vec::new(), passes: Passes::default() }
     }
 }
 

@@ -71,7 +71,10 @@ impl Ssd {
             let bytes_per_s = i64::try_from(bytes_per_s).unwrap_or(i64::MAX);
             options.set_ratelimiter(bytes_per_s, 100_000, 10); // refilled every 100 ms
         }
-        let rows = family_options(&cache, eighth)
+        let mut rows = family_options(&cache, eighth);
+        // Deleted rows take their place until a merge meets them: files full of deletions ask for one.
+        rows.add_compact_on_deletion_collector_factory(1024, 512, 0.5);
+        let rows = rows
             .get_options_from_string("block_based_table_factory={block_align=true;}")
             .map_err(|source| Error::Ssd { context: "set the options of rows", source })?;
         let families = [
@@ -151,6 +154,50 @@ impl Ssd {
         self.durable("write rows", || self.db.write_opt(batch, &options))
     }
 
+    /// Reads up to `rows` rows of a table, from a key on in their order; the key after them, if the
+    /// table may have more.
+    pub(crate) fn scan(
+        &self,
+        table: TableId,
+        from: Key,
+        rows: usize,
+        mut found: impl FnMut(Key, &[u8]) -> Result<()>,
+    ) -> Result<Option<Key>> {
+        let mut read = ReadOptions::default();
+        read.fill_cache(false); // what nobody asks for must not push out what somebody does
+        if let Some(next) = table.0.checked_add(1) {
+            read.set_iterate_upper_bound(row_key(TableId(next), Key(0)));
+        }
+        let mut entries = self.db.raw_iterator_cf_opt(self.family(ROWS)?, read);
+        entries.seek(row_key(table, from));
+        for _ in 0..rows {
+            let Some((name, value)) = entries.item() else { break };
+            table_of(name)?;
+            let mut whole = RowKey::default();
+            whole.copy_from_slice(name);
+            found(key_of(&whole), value)?;
+            entries.next();
+        }
+        let next = entries.key().and_then(|name| name.last_chunk::<8>());
+        let next = next.map(|key| Key(u64::from_be_bytes(*key)));
+        entries.status().map_err(|source| Error::Ssd { context: "look at rows", source })?;
+        Ok(next)
+    }
+
+    /// Deletes rows of a table, keys ascending.
+    pub(crate) fn delete_rows(&self, table: TableId, keys: &[Key]) -> Result<()> {
+        self.check()?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let family = self.family(ROWS)?;
+        let mut batch = WriteBatch::default();
+        keys.iter().for_each(|key| batch.delete_cf(family, row_key(table, *key)));
+        let mut options = WriteOptions::default();
+        options.disable_wal(self.durability == Durability::Flush);
+        self.durable("delete rows", || self.db.write_opt(batch, &options))
+    }
+
     /// Bytes written to files and bytes read from files to merge them, since the open.
     pub(crate) fn file_bytes(&self) -> (u64, u64) {
         let ticker = |ticker| self.options.get_ticker_count(ticker);
@@ -180,6 +227,14 @@ impl Ssd {
             }
         }
         Ok(counts)
+    }
+
+    /// Bytes of the files that rows lie in now.
+    #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
+    pub(crate) fn live_bytes(&self) -> u64 {
+        let rows = self.family(ROWS).unwrap();
+        self.db.property_int_value_cf(rows, "rocksdb.live-sst-files-size").unwrap().unwrap()
     }
 
     /// Blocks of rows that were not in the cache, since the open.

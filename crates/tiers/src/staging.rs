@@ -225,6 +225,7 @@ impl Inner {
     pub(crate) fn begin(self: &Arc<Self>, keys: &KeyBatch, sift: bool) -> Result<Staging> {
         let runs = self.runs_of(keys)?;
         let _gate = self.enter()?;
+        self.drop_expired(keys.len())?;
         let now = self.intake.stages.fetch_add(1, Ordering::Relaxed) + 1;
         let deadline = Instant::now() + self.config.stage_wait;
         let mut staging = self.probe(keys, runs, now);

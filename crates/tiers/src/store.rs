@@ -67,6 +67,8 @@ pub(crate) struct Inner {
     pub(crate) claims: AtomicU64,
     pub(crate) budget: Budget,
     pub(crate) device: Option<Arc<DeviceTier>>,
+    /// Keys of all stages so far, for the looks at rows on SSD that may have expired.
+    pub(crate) keys_staged: AtomicU64,
     /// What a test does when the next claim has begun.
     #[cfg(test)]
     pub(crate) claim_pause: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -278,6 +280,7 @@ impl Inner {
             live: Live::default(),
             spare: Spare::default(),
             claims: AtomicU64::new(0),
+            keys_staged: AtomicU64::new(0),
             budget: Budget::new(config.host_ram_bytes),
             device,
             #[cfg(test)]
@@ -433,6 +436,13 @@ impl Table {
         // after a crash, or with a clock put back, a stamp may lie ahead: such a row is young
         let age = |stamp: u32| now.wrapping_sub(stamp) as i32;
         stamp.is_some_and(|stamp| i64::from(age(stamp)) > i64::from(most))
+    }
+
+    /// Whether a row that was stamped then has been expired for the `share`-th part of a row's life.
+    pub(crate) fn is_expired_long(&self, stamp: u32, now: u32, share: u32) -> bool {
+        let (Expiry::Steps(most) | Expiry::Seconds(most)) = self.spec.expiry else { return false };
+        let age = now.wrapping_sub(stamp) as i32;
+        i64::from(age) > i64::from(most) + i64::from(most / share)
     }
 
     /// Writes the row that `key` has before its first update.

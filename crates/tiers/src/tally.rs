@@ -32,6 +32,7 @@ pub(crate) struct Tally {
     pub(crate) writebacks: AtomicU64,
     pub(crate) not_admitted: AtomicU64,
     pub(crate) expired: AtomicU64,
+    pub(crate) dropped: AtomicU64,
 }
 
 /// Adds to a count.
@@ -74,6 +75,7 @@ impl Tally {
             expired: get(&self.expired),
             promotions: get(&self.promotions),
             demotions: get(&self.demotions),
+            dropped: get(&self.dropped),
         }
     }
 }

@@ -333,6 +333,7 @@ impl From<&Counters> for proto::Counters {
             expired,
             promotions,
             demotions,
+            dropped,
         } = *counters;
         let tier = |tier: TierCounters| {
             let TierCounters { hits, misses, bytes_read, bytes_written } = tier;
@@ -350,6 +351,7 @@ impl From<&Counters> for proto::Counters {
             expired,
             promotions,
             demotions,
+            dropped,
         }
     }
 }
@@ -373,6 +375,7 @@ impl From<proto::Counters> for Counters {
             expired: message.expired,
             promotions: message.promotions,
             demotions: message.demotions,
+            dropped: message.dropped,
         }
     }
 }
@@ -443,7 +446,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn counters()(n in prop::array::uniform20(0_u64..)) -> Counters {
+        fn counters()(n in prop::array::uniform21(0_u64..)) -> Counters {
             let tier = |i: usize| TierCounters {
                 hits: n[i], misses: n[i + 1], bytes_read: n[i + 2], bytes_written: n[i + 3],
             };
@@ -451,6 +454,7 @@ mod tests {
                 gpu: tier(0), host: tier(4), ssd: tier(8),
                 first_touch: n[12], ssd_rereads: n[13], evictions: n[14], writebacks: n[15],
                 not_admitted: n[16], expired: n[17], promotions: n[18], demotions: n[19],
+                dropped: n[20],
             }
         }
     }

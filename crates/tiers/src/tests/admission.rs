@@ -142,6 +142,90 @@ fn a_stage_without_a_push_makes_a_row_young_whatever_the_budget() {
     }
 }
 
+/// Stages keys of a table that stays young until SSD has been looked at for rows of `expected`
+/// expired ones.
+fn look_until_dropped(scratch: &Scratch, others: TableId, held: &KeyBatch, expected: u64) {
+    for _ in 0..400 {
+        step(scratch.store(), &batch(others, 0..8192), 0.1);
+        step(scratch.store(), held, 0.1);
+        if scratch.store().status().totals().dropped >= expected {
+            return;
+        }
+    }
+    panic!("{:?}", scratch.store().status().totals());
+}
+
+#[test]
+fn expired_rows_leave_ssd_and_give_its_space_back() {
+    let mut scratch = Scratch::new(HUGE);
+    let of = |name: &str, expiry| TableSpec { expiry, ..spec(name, 16, ADAGRAD) };
+    let brief_spec = of("brief", Expiry::Steps(30));
+    let brief = scratch.create_table(&brief_spec).unwrap();
+    let patient = scratch.create_table(&of("patient", Expiry::Steps(1 << 20))).unwrap();
+    let strict_spec =
+        TableSpec { admission: Admission::AfterSights(1), ..of("strict", Expiry::Steps(30)) };
+    let strict = scratch.create_table(&strict_spec).unwrap();
+    let others = scratch.create_table(&spec("others", 4, Optimizer::Sgd)).unwrap();
+    for start in (0..40_000).step_by(4000) {
+        step(scratch.store(), &batch(brief, start..start + 4000), 1.0);
+    }
+    step(scratch.store(), &batch(patient, 0..5000), 1.0);
+    step(scratch.store(), &batch(strict, 0..500), 1.0);
+    scratch.close_and_reopen(); // rows are on SSD alone
+    let bytes = scratch.store().inner().ssd.live_bytes();
+    let held = batch(brief, (0..40_000).step_by(400));
+    let (rows_patient, _) = scratch.lookup(&batch(patient, 0..5000)).unwrap();
+    look_until_dropped(&scratch, others, &held, 39_900);
+    let trained = scratch.lookup(&held).unwrap().0;
+    let tables = scratch.store().status().tables;
+    let counted = |table: TableId| {
+        let table = &tables[table.0 as usize];
+        (table.rows, table.counters.expired, table.counters.dropped)
+    };
+    assert_eq!(counted(brief), (100, 39_900, 39_900));
+    assert_eq!((counted(patient), counted(strict)), ((5000, 0, 0), (500, 0, 0)));
+    // the files shrink by themselves, once what was deleted is flushed
+    for wait in 0.. {
+        scratch.store().flush().unwrap();
+        let left = scratch.store().inner().ssd.live_bytes();
+        if left < bytes / 3 {
+            break;
+        }
+        assert!(wait < 3000, "{left} of {bytes} bytes are left");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    scratch.close_and_reopen(); // a clean close finds its counts right
+    let status = scratch.store().status();
+    assert!(status.opened_clean);
+    assert_eq!(status.tables[0].rows, 100);
+    assert_eq!(scratch.lookup(&held).unwrap(), (trained, vec![RowStatus::Ssd; 100]));
+    let (rows, statuses) = scratch.lookup(&batch(patient, 0..5000)).unwrap();
+    assert!(rows == rows_patient && statuses == [RowStatus::Ssd; 5000]);
+    let staged = scratch.store().stage(&batch(brief, [1, 2])).unwrap();
+    assert_eq!(staged.statuses(), [RowStatus::Initialised; 2]);
+    let made = [initial(&brief_spec, 1), initial(&brief_spec, 2)].concat();
+    assert_eq!(scratch.pull(&staged).unwrap(), made);
+    assert_eq!(scratch.store().status().tables[0].rows, 102);
+}
+
+#[test]
+fn a_row_in_ram_is_not_dropped_for_the_old_one_on_ssd() {
+    let mut scratch = Scratch::new(HUGE);
+    let expiry = Expiry::Steps(30);
+    let brief = scratch.create_table(&TableSpec { expiry, ..spec("t", 16, ADAGRAD) }).unwrap();
+    let others = scratch.create_table(&spec("others", 4, Optimizer::Sgd)).unwrap();
+    step(scratch.store(), &batch(brief, 0..1000), 1.0);
+    scratch.close_and_reopen();
+    let held = batch(brief, 0..10);
+    step(scratch.store(), &held, 1.0); // young in RAM; what is on SSD expires
+    look_until_dropped(&scratch, others, &held, 990);
+    let (trained, statuses) = scratch.lookup(&held).unwrap();
+    assert_eq!(statuses, [RowStatus::Host; 10]);
+    scratch.close_and_reopen();
+    assert_eq!(scratch.lookup(&held).unwrap(), (trained, vec![RowStatus::Ssd; 10]));
+    assert_eq!(scratch.store().status().tables[0].rows, 10);
+}
+
 #[test]
 fn the_clock_of_steps_goes_on_where_it_stopped() {
     let mut scratch = Scratch::new(HUGE);
