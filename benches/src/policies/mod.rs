@@ -1,6 +1,7 @@
 //! Cache policies as references: each is told one key after another and says whether it held it.
 //! They hold no rows, know no store, and are written to be right rather than small.
 
+pub(crate) mod held_min;
 mod lfu;
 mod list;
 mod lru;
