@@ -16,6 +16,7 @@ mod plot;
 mod policies;
 mod products;
 mod report;
+mod rocks;
 mod roofline;
 mod ssd;
 mod standalone;
@@ -57,8 +58,8 @@ struct Cli {
     /// The python3 with torch that `peers` runs
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
-    /// Of `roofline` and `structures`, only the cases whose names hold this: "dim 16, uniform"; of
-    /// `peers`, the case of this id
+    /// Of `roofline`, `structures`, `hit-rate`, `ssd` and `rocksdb`, only the cases whose names hold this: "dim
+    /// 16, uniform"; of `train` and `peers`, the cases of this id
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Tiny sizes: whether it runs, not how fast
@@ -77,6 +78,8 @@ enum Bench {
     HitRate,
     /// Misses fetched from SSD beside the device's own reads
     Ssd,
+    /// Settings of RocksDB one by one beside the store's
+    Rocksdb,
     /// Training with tables larger than RAM beside all in RAM
     Train,
     /// Bytes beside a row, and whether all rows stay that fit
@@ -139,6 +142,7 @@ impl Bench {
             Bench::Structures => structures::run(settings),
             Bench::HitRate => hit_rate::run(settings),
             Bench::Ssd => ssd::run(settings),
+            Bench::Rocksdb => rocks::run(settings),
             Bench::Train => train::run(settings),
             Bench::Memory => memory::run(settings),
             Bench::Parse => parse::run(settings),
@@ -210,6 +214,13 @@ mod tests {
     #[test]
     fn ssd_runs() {
         runs(Bench::Ssd, &["ssd_fetch", "ssd_write_amplification"]);
+    }
+
+    #[test]
+    fn rocksdb_runs() {
+        let wanted =
+            ["rocksdb_load", "rocksdb_overwrite", "rocksdb_read_16", "rocksdb_reads_a_row"];
+        runs(Bench::Rocksdb, &wanted);
     }
 
     #[test]

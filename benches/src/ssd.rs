@@ -38,14 +38,17 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for factor in FACTORS {
         let mut plot = plot_of(factor);
-        for threads in THREADS {
+        let wanted = |case: &str| case.contains(&settings.only);
+        for threads in THREADS.into_iter().filter(|&threads| wanted(&case(factor, threads))) {
             let [ours, plain, device] = bench.fetch(factor, threads, &mut outcome)?;
             for (series, figure) in plot.series.iter_mut().zip([ours, plain, device]) {
                 series.points.push((f64::from(threads), figure));
             }
         }
         outcome.plots.push(plot);
-        bench.train(factor, &mut outcome)?;
+        if wanted(&format!("{factor}x, training")) {
+            bench.train(factor, &mut outcome)?;
+        }
     }
     let what = format!(
         "{} rows of dim {DIM}, {} MB with their state",
@@ -174,8 +177,7 @@ impl<'a> Bench<'a> {
         )?;
         let [ours, of_plain, device] = figures;
         let from_anywhere = rows.get() as f64 / all_s.get(); // caches too, as plain RocksDB has one
-        let plural = if threads == 1 { "" } else { "s" };
-        let case = format!("table {factor}x its RAM, {threads} reading thread{plural}");
+        let case = case(factor, threads);
         let k = |ours: f64, limit: f64| (ours / 1e3, limit / 1e3);
         outcome.add([
             Row::at_least("ssd_fetch", case.clone(), "k rows/s", k(ours, device), 0.80),
@@ -387,6 +389,11 @@ fn plain_step(plain: &DB, keys: &KeyBatch, gradients: &[f32]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn case(factor: u64, threads: u32) -> String {
+    let plural = if threads == 1 { "" } else { "s" };
+    format!("table {factor}x its RAM, {threads} reading thread{plural}")
 }
 
 fn name(table: u32, key: u64) -> [u8; 12] {

@@ -38,6 +38,8 @@ pub(crate) enum Bench {
     HitRate,
     /// Misses fetched from SSD beside the device's own reads
     Ssd,
+    /// Settings of RocksDB one by one beside the store's
+    Rocksdb,
     /// Training with tables larger than RAM beside all in RAM
     Train,
     /// Bytes beside a row, and whether all rows stay that fit
@@ -85,6 +87,7 @@ pub(crate) fn run(
         | Bench::Structures
         | Bench::HitRate
         | Bench::Ssd
+        | Bench::Rocksdb
         | Bench::Memory
         | Bench::Parse
         | Bench::Steps
