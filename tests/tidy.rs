@@ -25,7 +25,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("admin", &["table", "wire"]),
     ("testkit", &["table", "optim"]),
     ("benches", &["table", "optim", "tiers", "dataset", "testkit", "server", "wire", "worker"]),
-    ("gpu-check", &["table", "optim", "gpu", "dlrm", "tiers"]),
+    ("gpu-check", &["table", "optim", "gpu", "dataset", "dlrm", "tiers"]),
     ("xtask", &[]),
     // the binaries: they hand the worker its session
     ("embedding-ps", &["admin", "dataset", "dlrm", "server", "table", "wire", "worker"]),

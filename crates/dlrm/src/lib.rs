@@ -35,5 +35,5 @@ pub use model::{Model, TRACE_TARGET};
 pub use network::{Found, Network, Place, Precision, device_at};
 pub use optimizer::DenseOptimizer;
 pub use parameter::Parameter;
-pub use step::{FeatureRows, Pooling, PredictInput, StepInput};
+pub use step::{FeatureRows, Pooling, PredictInput, PulledInput, StepInput};
 pub use weights::Carried;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use gpu::Device;
 pub use gpu::Precision;
 
-use crate::step::{PredictInput, StepInput};
+use crate::step::{PredictInput, PulledInput, StepInput};
 use crate::{Architecture, DeviceModel, DeviceOptions, Error, Model, Result};
 
 /// Where a model is to be computed.
@@ -23,10 +23,14 @@ pub enum Place {
 
 /// A model on the CPU or on a device.
 #[derive(Debug)]
-pub enum Network {
-    /// On the CPU.
+pub struct Network {
+    model: Computed,
+    rows: Vec<f32>, // of the next batch, on the CPU
+}
+
+#[derive(Debug)]
+enum Computed {
     Host(Box<Model>),
-    /// On a device.
     Device(Box<DeviceModel>),
 }
 
@@ -81,50 +85,67 @@ impl Network {
         batch_max: usize,
         options: DeviceOptions,
     ) -> Result<Self> {
-        Ok(match found.device {
-            None => Self::Host(Box::new(model)),
+        let model = match found.device {
+            None => Computed::Host(Box::new(model)),
             Some(device) => {
-                Self::Device(Box::new(DeviceModel::new(device, model, batch_max, options)?))
+                Computed::Device(Box::new(DeviceModel::new(device, model, batch_max, options)?))
             }
-        })
+        };
+        Ok(Self { model, rows: Vec::new() })
     }
 
     /// The shape of the model.
     pub fn architecture(&self) -> &Architecture {
-        match self {
-            Self::Host(model) => model.architecture(),
-            Self::Device(model) => model.architecture(),
+        match &self.model {
+            Computed::Host(model) => model.architecture(),
+            Computed::Device(model) => model.architecture(),
         }
     }
 
     /// As [`Model::trace_step`]; a device tells nothing.
     pub fn trace_step(&mut self, step: Option<u64>) {
-        match self {
-            Self::Host(model) => model.trace_step(step),
-            Self::Device(_) => {}
+        match &mut self.model {
+            Computed::Host(model) => model.trace_step(step),
+            Computed::Device(_) => {}
         }
     }
 
-    /// As [`Model::forward_backward`].
+    /// Memory for the rows of the next batch, to be filled before [`Network::forward_backward`]
+    /// takes them from there: a device copies them from where they are.
+    pub fn rows(&mut self, floats: usize) -> Result<&mut [f32]> {
+        match &mut self.model {
+            Computed::Host(_) => {
+                self.rows.resize(floats, 0.0);
+                Ok(&mut self.rows)
+            }
+            Computed::Device(model) => model.rows(floats),
+        }
+    }
+
+    /// As [`Model::forward_backward`], of a batch whose rows were put into [`Network::rows`].
     pub fn forward_backward(
         &mut self,
-        input: &StepInput<'_>,
+        input: &PulledInput<'_>,
         row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
     ) -> Result<f32> {
-        match self {
-            Self::Host(model) => model.forward_backward(input, row_gradients),
-            Self::Device(model) => model.forward_backward(input, row_gradients),
+        match &mut self.model {
+            Computed::Host(model) => {
+                let &PulledInput { dense, labels, features } = input;
+                let input = StepInput { dense, labels, rows: &self.rows, features };
+                model.forward_backward(&input, row_gradients)
+            }
+            Computed::Device(model) => model.forward_backward(input, row_gradients),
         }
     }
 
     /// As [`Model::apply_dense`].
     pub fn apply_dense(&mut self, learning_rate: f32) -> Result<()> {
-        match self {
-            Self::Host(model) => {
+        match &mut self.model {
+            Computed::Host(model) => {
                 model.apply_dense(learning_rate);
                 Ok(())
             }
-            Self::Device(model) => model.apply_dense(learning_rate),
+            Computed::Device(model) => model.apply_dense(learning_rate),
         }
     }
 
@@ -134,17 +155,17 @@ impl Network {
         input: &PredictInput<'_>,
         probabilities: &mut [f32], // [batch]
     ) -> Result<()> {
-        match self {
-            Self::Host(model) => model.predict(input, probabilities),
-            Self::Device(model) => model.predict(input, probabilities),
+        match &mut self.model {
+            Computed::Host(model) => model.predict(input, probabilities),
+            Computed::Device(model) => model.predict(input, probabilities),
         }
     }
 
     /// The model with its weights and state as they are now. A device is waited for.
     pub fn host(&mut self) -> Result<&Model> {
-        match self {
-            Self::Host(model) => Ok(model),
-            Self::Device(model) => model.host(),
+        match &mut self.model {
+            Computed::Host(model) => Ok(model),
+            Computed::Device(model) => model.host(),
         }
     }
 }

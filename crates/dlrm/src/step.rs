@@ -17,6 +17,17 @@ pub struct StepInput<'a> {
     pub features: &'a [FeatureRows<'a>], // [features]
 }
 
+/// A batch to train on whose rows are where a network wants them: see [`crate::Network::rows`].
+#[derive(Debug, Clone, Copy)]
+pub struct PulledInput<'a> {
+    /// Dense values.
+    pub dense: &'a [f32], // [batch, dense width]
+    /// Labels, 0 or 1 (or, for a soft label, between).
+    pub labels: &'a [f32], // [batch]
+    /// For each categorical feature, which rows each sample takes.
+    pub features: &'a [FeatureRows<'a>], // [features]
+}
+
 /// A batch to predict.
 #[derive(Debug, Clone, Copy)]
 pub struct PredictInput<'a> {

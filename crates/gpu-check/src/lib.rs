@@ -1,11 +1,13 @@
 //! What must be seen on a real device: every kernel against its vectors, then how near each comes
 //! to what the device can do. The binary `gpu-check` carries it, with the kernels' source inside,
-//! to a machine with a GPU and CUDA's libraries. It trains nothing and holds no tier.
+//! to a machine with a GPU and CUDA's libraries. It holds no tier.
 
 pub mod benchmarks;
 pub mod correctness;
 mod dense_vectors;
+pub mod fused;
 pub mod libraries;
 pub mod report;
 pub mod tier;
+pub mod training;
 pub mod vectors;

@@ -1,5 +1,5 @@
 //! `gpu-check`: everything that must be seen on a real device, in one program for a machine with a
-//! GPU, its driver and CUDA's libraries. It trains nothing.
+//! GPU, its driver and CUDA's libraries.
 #![allow(clippy::print_stdout)] // its whole purpose is to speak to the person who runs it
 
 use std::fs;
@@ -21,7 +21,8 @@ use gpu::{
 use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
 use gpu_check::report::Report;
-use gpu_check::{correctness, tier, vectors};
+use gpu_check::training::{self, TrainingSizes};
+use gpu_check::{correctness, fused, tier, vectors};
 
 /// A run ends by then, whatever happens: the limit is 8 minutes.
 const SECONDS_MAX: u64 = 470;
@@ -198,6 +199,7 @@ fn check(
     stage("products beside loops", report);
     if has_products() {
         correctness::products(device, &stream, &mut memory, report)?;
+        fused::layers(device, &stream, &mut memory, report)?;
     } else {
         report.failures.push("products beside loops: no libcublasLt.so found".to_owned());
     }
@@ -208,6 +210,9 @@ fn check(
     tier::bits(tier_sizes, place, report)?;
     stage("hits of the tier", report);
     tier::hits(tier_sizes, place, report)?;
+    let training = if cli.quick { TrainingSizes::quick() } else { TrainingSizes::full() };
+    stage("training beside PyTorch's losses", report);
+    training::references(device, cli.quick, report)?;
 
     let free_bytes = device.free_bytes()?;
     let sizes = if cli.quick { Sizes::quick() } else { Sizes::full(free_bytes) };
@@ -227,6 +232,11 @@ fn check(
     bench.pinned_rows(&mut memory, report)?;
     stage("the network's kernels", report);
     bench.network(&mut memory, &table, report)?;
+    drop((memory, table));
+    stage("training in fewer bits", report);
+    training::quality(device, training, report)?;
+    stage("training at full speed", report);
+    training::speed(device, training, report)?;
     stage("end", report);
     Ok(())
 }

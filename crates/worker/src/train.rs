@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{ReadOptions, Reader, Shuffle, Source};
-use dlrm::{FeatureRows, LearningRate, Network, StepInput};
+use dlrm::{FeatureRows, LearningRate, Network, PulledInput};
 use table::{Counters, Step, TableId};
 use wire::Session;
 
@@ -128,7 +128,6 @@ fn train(
         stop,
         first_step: training.card.steps,
         pooling: training.card.pooling,
-        rows: Vec::new(),
         report,
         curve,
         events,
@@ -191,7 +190,6 @@ struct Steps<'a> {
     /// Steps trained before this run: the schedule goes on where it was.
     first_step: u64,
     pooling: Pooling,
-    rows: Vec<f32>, // [n_unique, dim]
     report: &'a mut Report,
     curve: &'a mut LossCurve,
     events: Option<&'a mut EventFile>,
@@ -300,12 +298,12 @@ impl Steps<'_> {
             let _span = span!("wait for the push", step);
             self.report.push_s += pusher.wait()?.as_secs_f64();
         }
-        self.rows.resize(floats, 0.0);
 
         let pulling = Instant::now();
         let pulled = {
             let _span = span!("pull", step);
-            let pulled = self.session.pull(Step(step), &mut self.rows);
+            let rows = self.model.rows(floats)?; // [n_unique, dim]
+            let pulled = self.session.pull(Step(step), rows);
             pulled.map_err(|error| Error::session(format!("pull step {step}"))(error))?
         };
         self.report.pull_s += pulling.elapsed().as_secs_f64();
@@ -313,10 +311,9 @@ impl Steps<'_> {
 
         let computing = Instant::now();
         let features = feature_rows(staged, self.pooling);
-        let input = StepInput {
+        let input = PulledInput {
             labels: &staged.batch.labels,
             dense: &staged.batch.dense,
-            rows: &self.rows,
             features: &features,
         };
         let gradients = pusher.buffer(floats);

@@ -10,8 +10,9 @@ use crate::{DenseOptimizer, Model, Result};
 
 /// Every matrix on the device has a multiple of so many columns.
 const BLOCK: usize = 8;
-/// Parameters begin at a multiple of so many floats.
-const ALIGNMENT: usize = 64;
+/// Parameters begin at a multiple of so many floats: 256 bytes of their brain floats too, which the
+/// library of products takes for granted.
+const ALIGNMENT: usize = 128;
 
 /// A width on the device.
 pub(super) fn padded(width: usize) -> usize {

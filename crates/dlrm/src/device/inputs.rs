@@ -24,6 +24,8 @@ pub(super) struct Room {
 pub(super) enum RowSource<'a> {
     /// From the host, one after the other.
     Host(&'a [f32]), // [rows, dim]
+    /// From the slot's own pinned memory, where somebody put so many floats.
+    Pulled(usize),
     /// From a table on the device, by their slots.
     Resident {
         table: &'a Buffer,
@@ -51,7 +53,8 @@ pub(super) struct Slot {
     row_weights: Buffer,
     many: Buffer,
     counts: Buffer, // [2] u64
-    upload: Upload,
+    upload: Upload, // first the rows, then all else
+    rows_pinned_bytes: u64,
     arrived: Event,
     /// The device has done with what is in it.
     pub left: Event,
@@ -63,6 +66,17 @@ pub(super) struct Way {
     pub slot: usize,
     pub weighted: bool,
     pub resident: bool,
+}
+
+impl RowSource<'_> {
+    /// How many rows there are.
+    pub(super) fn count(self, dim: usize) -> usize {
+        match self {
+            Self::Host(floats) => floats.len() / dim,
+            Self::Pulled(floats) => floats / dim,
+            Self::Resident { slots, .. } => slots.len(),
+        }
+    }
 }
 
 impl Room {
@@ -126,6 +140,7 @@ impl Slot {
         let list: Vec<u64> =
             (0..room.rows as u64).map(|row| rows.address() + row * row_bytes).collect();
         own_addresses.write(0, &list)?;
+        let rows_pinned_bytes = rows.bytes().next_multiple_of(256);
         let pinned = total + (room.batch * width * 4) as u64;
         Ok(Self {
             dense,
@@ -143,9 +158,16 @@ impl Slot {
             many: next()?,
             counts: next()?,
             upload: Upload::new(&machine.device, pinned)?,
+            rows_pinned_bytes,
             arrived: machine.device.event()?,
             left: machine.device.event()?,
         })
+    }
+
+    /// Pinned memory for the rows of the batch that is brought next. Waits until the last one's are
+    /// on the device.
+    pub(super) fn rows_pinned(&mut self, floats: usize) -> Result<&mut [f32]> {
+        Ok(self.upload.values(0, floats)?)
     }
 
     /// Brings a batch up, behind what the device still does with the last one; what is computed
@@ -161,7 +183,18 @@ impl Slot {
     ) -> Result<()> {
         machine.up.wait_for(&self.left)?;
         let Self { upload, .. } = self;
-        let mut load = Load { upload, machine, at: 0 };
+        match rows {
+            RowSource::Host(floats) => {
+                upload.values(0, floats.len())?.copy_from_slice(floats);
+                upload.send(&machine.up, 0, size_of_val(floats) as u64, &self.rows)?;
+            }
+            RowSource::Pulled(floats) => {
+                upload.send(&machine.up, 0, 4 * floats as u64, &self.rows)?;
+            }
+            RowSource::Resident { .. } => {}
+        }
+        let count = rows.count(architecture.sparse_feature_size);
+        let mut load = Load { upload, machine, at: self.rows_pinned_bytes };
         let (width, stride) = (architecture.dense_width(), self.dense.width);
         let batch = dense.len() / width;
         let to = self.dense.floats(batch)?;
@@ -172,20 +205,13 @@ impl Slot {
             }
         })?;
         load.copy(&self.labels, labels)?;
-        let count = match rows {
-            RowSource::Host(floats) => {
-                load.copy(&self.rows, floats)?;
-                floats.len() / architecture.sparse_feature_size
+        if let RowSource::Resident { table, slots, states } = rows {
+            let row_bytes = 4 * architecture.sparse_feature_size as u64;
+            load.addresses(&self.addresses, table, slots, row_bytes)?;
+            if let Some((states, floats @ 1..)) = states {
+                load.addresses(&self.state_addresses, states, slots, 4 * floats as u64)?;
             }
-            RowSource::Resident { table, slots, states } => {
-                let row_bytes = 4 * architecture.sparse_feature_size as u64;
-                load.addresses(&self.addresses, table, slots, row_bytes)?;
-                if let Some((states, floats @ 1..)) = states {
-                    load.addresses(&self.state_addresses, states, slots, 4 * floats as u64)?;
-                }
-                slots.len()
-            }
-        };
+        }
         load.copy(&self.counts, &[count as u64, lists.many.len() as u64])?;
         load.copy(&self.bag_starts, &lists.bag_starts)?;
         load.copy(&self.bag_places, &lists.bag_places)?;

@@ -25,7 +25,7 @@ use self::layers::{Activations, LayerProducts, Layers};
 use self::lists::Lists;
 use self::machine::Machine;
 pub use self::resident::{ResidentBatch, ResidentInput, ResidentTable};
-use crate::step::{PredictInput, StepInput};
+use crate::step::{FeatureRows, PredictInput, PulledInput};
 use crate::{Architecture, DenseOptimizer, Error, Interaction, Loss, Model, Result};
 
 /// Sizes of batch that stay planned: a training's, an evaluation's, and the last of each.
@@ -61,7 +61,8 @@ pub struct DeviceModel {
     slots: [Slot; 2],
     room: Room,
     next_slot: usize,
-    row_gradients: Buffer, // [room's rows, dim]
+    pulled: Option<(usize, usize)>, // slot, and floats that somebody puts there
+    row_gradients: Buffer,          // [room's rows, dim]
     down: Download,
     lists: Lists,
     rates: Upload,
@@ -151,6 +152,7 @@ impl DeviceModel {
             slots,
             room,
             next_slot: 0,
+            pulled: None,
             row_gradients,
             down,
             lists: Lists::default(),
@@ -191,22 +193,37 @@ impl DeviceModel {
         Ok(&self.host)
     }
 
-    /// As [`Model::forward_backward`]. The rows' gradients are there when it returns; the weights'
-    /// may still be computed.
+    /// Pinned memory for the rows of the next batch, to be filled before
+    /// [`DeviceModel::forward_backward`] takes them from there.
+    pub fn rows(&mut self, floats: usize) -> Result<&mut [f32]> {
+        let architecture = self.host.architecture().clone();
+        let count = floats.div_ceil(architecture.sparse_feature_size);
+        if !self.room.holds(count, 0) {
+            self.grow(&architecture, self.room.grown(count, 0))?;
+        }
+        self.pulled = Some((self.next_slot, floats));
+        self.slots[self.next_slot].rows_pinned(floats)
+    }
+
+    /// As [`Model::forward_backward`], of a batch whose rows were put into [`DeviceModel::rows`]; it
+    /// panics where none were. The rows' gradients are there when it returns; the weights' may
+    /// still be computed.
     pub fn forward_backward(
         &mut self,
-        input: &StepInput<'_>,
+        input: &PulledInput<'_>,
         row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
     ) -> Result<f32> {
-        let &StepInput { dense, labels, rows, features } = input;
+        let &PulledInput { dense, labels, features } = input;
         self.gradients_ready = false;
-        let input = PredictInput { dense, rows, features };
-        self.check(&input, labels.len())?;
-        if row_gradients.len() != rows.len() {
-            let (what, expected) = ("row gradients", format!("{}, as the rows", rows.len()));
+        let (slot, floats) = self.pulled.take().expect("rows were put there");
+        assert_eq!(slot, self.next_slot, "nothing else was brought since");
+        self.check(labels.len())?;
+        check(self.architecture(), labels.len(), dense, features, floats)?;
+        if row_gradients.len() != floats {
+            let (what, expected) = ("row gradients", format!("{floats}, as the rows"));
             return Err(Error::Shape { what, found: row_gradients.len(), expected });
         }
-        let way = self.bring(&input, labels, RowSource::Host(rows))?;
+        let way = self.bring(dense, labels, features, RowSource::Pulled(floats))?;
         self.forward_backward_there(labels.len(), way, row_gradients.len())?;
         let loss = self.down.values::<f32>(0, 1)?[0];
         row_gradients.copy_from_slice(self.down.values(BROUGHT_AT, row_gradients.len())?);
@@ -261,9 +278,10 @@ impl DeviceModel {
         input: &PredictInput<'_>,
         probabilities: &mut [f32], // [batch]
     ) -> Result<()> {
-        let batch = probabilities.len();
-        self.check(input, batch)?;
-        let way = self.bring(input, &[], RowSource::Host(input.rows))?;
+        self.check(probabilities.len())?;
+        input.check(self.architecture(), probabilities.len())?;
+        let PredictInput { dense, rows, features } = *input;
+        let way = self.bring(dense, &[], features, RowSource::Host(rows))?;
         self.predict_there(way, probabilities)
     }
 
@@ -278,26 +296,26 @@ impl DeviceModel {
         Ok(())
     }
 
-    fn check(&self, input: &PredictInput<'_>, batch: usize) -> Result<()> {
+    fn check(&self, batch: usize) -> Result<()> {
         if batch == 0 || batch > self.batch_max {
             return Err(Error::Batch { found: batch, max: self.batch_max });
         }
-        input.check(self.architecture(), batch)
+        Ok(())
     }
 
     /// Brings a batch from the host to the slot whose turn it is.
     fn bring(
         &mut self,
-        input: &PredictInput<'_>,
+        dense: &[f32],
         labels: &[f32],
+        features: &[FeatureRows<'_>],
         rows: RowSource<'_>,
     ) -> Result<Way> {
         let architecture = self.host.architecture().clone();
-        let count = input.rows.len() / architecture.sparse_feature_size;
-        let batch = input.dense.len() / architecture.dense_width();
+        let batch = dense.len() / architecture.dense_width();
         let mut lists = std::mem::take(&mut self.lists);
-        lists.build(input.features, batch, count);
-        let way = self.bring_lists(&architecture, input.dense, labels, rows, count, &lists);
+        lists.build(features, batch, rows.count(architecture.sparse_feature_size));
+        let way = self.bring_lists(&architecture, dense, labels, rows, &lists);
         self.lists = lists;
         way
     }
@@ -308,15 +326,25 @@ impl DeviceModel {
         dense: &[f32],
         labels: &[f32],
         rows: RowSource<'_>,
-        count: usize,
         lists: &Lists,
     ) -> Result<Way> {
         let resident = match rows {
-            RowSource::Host(_) => false,
+            RowSource::Host(_) | RowSource::Pulled(_) => false,
             RowSource::Resident { .. } => true,
         };
+        let count = rows.count(architecture.sparse_feature_size);
         if !self.room.holds(count, lists.terms()) {
+            let pulled = match rows {
+                RowSource::Pulled(floats) => {
+                    self.slots[self.next_slot].rows_pinned(floats)?.to_vec()
+                }
+                RowSource::Host(_) | RowSource::Resident { .. } => Vec::new(),
+            };
             self.grow(architecture, self.room.grown(count, lists.terms()))?;
+            if !pulled.is_empty() {
+                let slot = &mut self.slots[self.next_slot];
+                slot.rows_pinned(pulled.len())?.copy_from_slice(&pulled);
+            }
         }
         let slot = self.next_slot;
         self.next_slot = 1 - slot;
@@ -392,6 +420,29 @@ impl DeviceModel {
         }
         Ok(())
     }
+}
+
+/// Checks that everything fits a batch of `batch` samples and so many floats of rows.
+fn check(
+    architecture: &Architecture,
+    batch: usize,
+    dense: &[f32],
+    features: &[FeatureRows<'_>],
+    floats: usize,
+) -> Result<()> {
+    let (width, dim) = (architecture.dense_width(), architecture.sparse_feature_size);
+    let shape = |what, found, expected: String| Err(Error::Shape { what, found, expected });
+    if dense.len() != batch * width {
+        return shape("dense", dense.len(), format!("{batch} samples x {width}"));
+    }
+    if !floats.is_multiple_of(dim) {
+        return shape("rows", floats, format!("a multiple of {dim}"));
+    }
+    if features.len() != architecture.features {
+        return shape("features", features.len(), architecture.features.to_string());
+    }
+    let mut all = features.iter().enumerate();
+    all.try_for_each(|(f, feature)| feature.check(f, batch, floats / dim))
 }
 
 /// The shape of the dot interaction, if that is how features meet.

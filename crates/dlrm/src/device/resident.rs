@@ -7,7 +7,7 @@ use table::Optimizer;
 use super::inputs::RowSource;
 use super::lists::Lists;
 use super::machine::Machine;
-use super::{DeviceModel, Work};
+use super::{DeviceModel, Work, check};
 use crate::step::FeatureRows;
 use crate::{Architecture, Error, Result};
 
@@ -48,18 +48,8 @@ impl ResidentBatch {
     /// Checks a batch for a model of that shape, and makes its lists.
     pub fn new(architecture: &Architecture, input: &ResidentInput<'_>) -> Result<Self> {
         let ResidentInput { dense, labels, slots, features } = *input;
-        let (batch, width) = (labels.len(), architecture.dense_width());
-        if dense.len() != batch * width {
-            let expected = format!("{batch} samples x {width}");
-            return Err(Error::Shape { what: "dense", found: dense.len(), expected });
-        }
-        if features.len() != architecture.features {
-            let (found, expected) = (features.len(), architecture.features.to_string());
-            return Err(Error::Shape { what: "features", found, expected });
-        }
-        for (f, feature) in features.iter().enumerate() {
-            feature.check(f, batch, slots.len())?;
-        }
+        let (batch, floats) = (labels.len(), slots.len() * architecture.sparse_feature_size);
+        check(architecture, batch, dense, features, floats)?;
         let mut lists = Lists::default();
         lists.build(features, batch, slots.len());
         let (dense, labels, slots) = (dense.to_vec(), labels.to_vec(), slots.to_vec());
@@ -86,7 +76,7 @@ impl DeviceModel {
         let state_floats = table.optimizer.state_floats(dim);
         let states = table.states.as_ref().map(|states| (states, state_floats));
         let rows = RowSource::Resident { table: &table.rows, slots, states };
-        let way = self.bring_lists(&architecture, dense, labels, rows, slots.len(), lists)?;
+        let way = self.bring_lists(&architecture, dense, labels, rows, lists)?;
         self.work(Work::ToRows, labels.len(), way)?;
         let Machine { compute, kernels, .. } = &self.machine;
         // in the stream itself: the next step writes the loss anew
@@ -132,7 +122,7 @@ impl DeviceModel {
             return Err(Error::Batch { found: probabilities.len(), max: self.batch_max });
         }
         let rows = RowSource::Resident { table: &table.rows, slots, states: None };
-        let way = self.bring_lists(&architecture, dense, &[], rows, slots.len(), lists)?;
+        let way = self.bring_lists(&architecture, dense, &[], rows, lists)?;
         self.predict_there(way, probabilities)
     }
 }
