@@ -77,8 +77,8 @@ pub fn device_at(place: Place) -> Result<Found> {
 }
 
 impl Network {
-    /// Takes a model to the device that was found, if there is one, with memory for batches of up to `batch_max`
-    /// samples; on the CPU the model was made for them.
+    /// Takes a model to the device that was found, if there is one, with memory for batches of up
+    /// to `batch_max` samples; on the CPU the model was made for them.
     pub fn new(
         model: Model,
         found: Found,

@@ -1,5 +1,5 @@
-//! Vectors of the kernels around a step's matrix products: by `optim`'s rules and `dlrm`'s loss, and
-//! by plain loops in the kernels' order where the host has its own.
+//! Vectors of the kernels around a step's matrix products: by `optim`'s rules and `dlrm`'s loss,
+//! and by plain loops in the kernels' order where the host has its own.
 
 use dlrm::Loss;
 use dlrm::reference::{losses_of_logits, probability};

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <deque>
 #include <functional>
 #include <map>
@@ -131,6 +132,7 @@ int cuStreamWaitEvent(void* handle, void* event_handle, unsigned) {
     if (pretended::all.stream(call, handle).recording) pretended::refuse(call, "while it is recorded");
     const pretended::Event& event = *pretended::all.event(call, event_handle);
     if (!event.stream) return 0; // nothing to wait for
+    if (std::getenv("IGNORE_WAITS") != nullptr) return 0;
     pretended::all.add(call, handle, [stream = event.stream, position = event.position] {
         pretended::all.run_until(*stream, position);
     });

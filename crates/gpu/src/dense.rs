@@ -69,8 +69,9 @@ pub struct RowTerms<'a> {
     pub counts: &'a Buffer, // [2] u64
 }
 
-/// Which rows each feature of each sample takes, on the device. Whoever fills the lists vouches that
-/// `starts` ascend and end within `places`, that places are rows, and that addresses lead to rows.
+/// Which rows each feature of each sample takes, on the device. Whoever fills the lists vouches
+/// that `starts` ascend and end within `places`, that places are rows, and that addresses lead to
+/// rows.
 #[derive(Debug, Clone, Copy)]
 pub struct BagTerms<'a> {
     /// Where each row begins.

@@ -247,8 +247,8 @@ pub struct OptimizerArgs {
 /// Where the network is computed.
 #[derive(Debug, Args)]
 pub struct DeviceArgs {
-    /// cpu | cuda[:N] | auto: the first CUDA device where there is one with NVRTC and cuBLASLt, else
-    /// the CPU
+    /// cpu | cuda[:N] | auto: the first CUDA device where there is one with NVRTC and cuBLASLt,
+    /// else the CPU
     #[arg(long, value_name = "PLACE", default_value = "cpu")]
     pub device: Place,
     /// In which numbers a device makes matrix products; all else is f32 on both

@@ -27,7 +27,7 @@ struct Place {
     columns: usize, // without those beyond its width
 }
 
-/// The parameters: of layer l of all, first the bottom MLP's, the weight is at 2 l, the bias behind.
+/// The parameters: of layer l of all, first the bottom MLP's, the weight is at 2 l, then the bias.
 #[derive(Debug)]
 pub(super) struct Arena {
     places: Vec<Place>,

@@ -205,8 +205,8 @@ impl DeviceModel {
         self.slots[self.next_slot].rows_pinned(floats)
     }
 
-    /// As [`Model::forward_backward`], of a batch whose rows were put into [`DeviceModel::rows`]; it
-    /// panics where none were. The rows' gradients are there when it returns; the weights' may
+    /// As [`Model::forward_backward`], of a batch whose rows were put into [`DeviceModel::rows`];
+    /// it panics where none were. The rows' gradients are there when it returns; the weights' may
     /// still be computed.
     pub fn forward_backward(
         &mut self,
