@@ -283,14 +283,15 @@ impl Drop for TemporaryFolder {
     }
 }
 
-/// Generated batches in the likeness of Criteo Kaggle's, and the rows of each table.
-fn generated(
-    scale: f64,
-    batch: usize,
-    batches: usize,
-    shape: &Architecture,
-) -> Result<(Vec<ResidentBatch>, Vec<Vec<f32>>, Vec<u64>)> {
-    let rows = batch * batches;
+/// Generated batches in the likeness of Criteo Kaggle's.
+struct Generated {
+    batches: Vec<ResidentBatch>,
+    labels: Vec<Vec<f32>>, // of each batch
+    tables: Vec<u64>,      // rows of each
+}
+
+fn generated(scale: f64, batch: usize, count: usize, shape: &Architecture) -> Result<Generated> {
+    let rows = batch * count;
     let source: Source = format!("synthetic:scale={scale},rows={rows},seed=5").parse()?;
     let options = ReadOptions {
         dense_transform: dataset::fit_transform(
@@ -302,13 +303,13 @@ fn generated(
     };
     let mut reader = dataset::open(&source, &options)?;
     let tables = reader.table_rows().context("generated tables know their rows")?.to_vec();
-    let (mut made, mut labels) = (Vec::new(), Vec::new());
+    let (mut batches, mut labels) = (Vec::new(), Vec::new());
     let mut read = Batch::default();
     while reader.next_batch(&mut read)? {
         labels.push(read.labels.clone());
-        made.push(resident(&read, shape, &tables)?);
+        batches.push(resident(&read, shape, &tables)?);
     }
-    Ok((made, labels, tables))
+    Ok(Generated { batches, labels, tables })
 }
 
 fn kaggle() -> Architecture {
@@ -341,7 +342,8 @@ pub fn quality(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Re
     let shape = kaggle();
     let batch = sizes.batch.min(4096).min(sizes.auc_samples / 4);
     let count = sizes.auc_samples / batch;
-    let (batches, labels, tables) = generated(sizes.scale.min(0.01), batch, 2 * count, &shape)?;
+    let Generated { batches, labels, tables } =
+        generated(sizes.scale.min(0.01), batch, 2 * count, &shape)?;
     let rows = tables.iter().sum::<u64>();
     let mut exact = None;
     for (precision, name) in PRECISIONS {
@@ -397,7 +399,7 @@ fn auc(mut scored: Vec<(f32, f32)>) -> Option<f64> {
 pub fn speed(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Result<()> {
     const BATCHES: usize = 8;
     let shape = kaggle();
-    let (batches, _, tables) = generated(sizes.scale, sizes.batch, BATCHES, &shape)?;
+    let Generated { batches, tables, .. } = generated(sizes.scale, sizes.batch, BATCHES, &shape)?;
     let rows = tables.iter().sum::<u64>();
     let buffer = Memory::take(device, (rows * 64).next_multiple_of(256))?.buffer(rows * 64)?;
     small_rows(&buffer)?;
