@@ -532,7 +532,6 @@ mod tests {
         let limits = LimitsToml::default();
         let cases = [
             ("data_dir", ConfigToml { data_dir: None, ..sound.clone() }),
-            ("gpu_cache", ConfigToml { gpu_cache: Size(1), ..sound.clone() }),
             ("listen", ConfigToml { listen: vec![], ..sound.clone() }),
             (
                 "limits.sessions",
