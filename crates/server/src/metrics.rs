@@ -64,8 +64,9 @@ pub const HIT_KEYS: &str = "embedding_ps_hit_keys";
 /// `first_touch`: the row was nowhere; or `capacity`: it was in a tier below. There is no third: a
 /// row that fits the budget stays whatever its neighbours are, for a full set spills into a stash,
 /// so no miss is due to a conflict. (In GPU memory a set may be full of staged rows; a row that
-/// finds no place there counts as capacity.) A tier's conditional hit rate is its hits over its hits and
-/// misses; its overall one, its hits over those of the topmost tier and the keys not admitted.
+/// finds no place there counts as capacity.) A tier's conditional hit rate is its hits over its
+/// hits and misses; its overall one, its hits over those of the topmost tier and the keys not
+/// admitted.
 pub const MISSED_KEYS: &str = "embedding_ps_missed_keys";
 /// Bytes of rows read from a tier, by table and tier. Counter.
 pub const READ_BYTES: &str = "embedding_ps_read_bytes";
