@@ -314,6 +314,38 @@ fn caches_of_every_size_give_the_bits_of_none() {
     }
 }
 
+/// Rows of one length give their memory to those of another: some leave RAM, others move to other
+/// slots of it, and all of them had changed on the device.
+#[test]
+fn rows_that_move_to_other_slots_in_ram_come_down_first() {
+    if !under_pretended_cuda("rows_that_move_to_other_slots_in_ram_come_down_first", &[]) {
+        return;
+    }
+    let (scratch, oracle) = (Scratch::new(TINY, ALL), OracleStore::new());
+    let specs = [spec("short", 16, Optimizer::Sgd), spec("long", 64, ROW_WISE)];
+    let [short, long] = specs.map(|spec| {
+        oracle.create_table(&spec).unwrap();
+        scratch.create_table(&spec).unwrap()
+    });
+    let step = |keys: &KeyBatch| {
+        let (staged, mirror) = (scratch.stage(keys).unwrap(), oracle.stage(keys).unwrap());
+        let gradients: Vec<f32> = (0..staged.rows_floats()).map(|i| i as f32 * 0.01).collect();
+        scratch.push(&staged, &gradients, 0.1).unwrap();
+        oracle.push(&mirror, &gradients, 0.1).unwrap();
+    };
+    let all = batch(short, 0..3000);
+    for round in 0..4 {
+        for start in (0..3000).step_by(100) {
+            step(&batch(short, start..start + 100));
+        }
+        for start in (0..900).step_by(30) {
+            step(&batch(long, round * 900 + start..round * 900 + start + 30));
+        }
+        assert_bits(&scratch.lookup(&all).unwrap().0, &oracle.lookup(&all).unwrap().0);
+    }
+    assert!(scratch.totals().evictions > 1000, "{:?}", scratch.totals());
+}
+
 #[test]
 fn a_row_says_where_it_is_and_is_counted_there() {
     if !under_pretended_cuda("a_row_says_where_it_is_and_is_counted_there", &[]) {

@@ -218,6 +218,7 @@ impl Arena {
     pub(crate) fn relocate(&self, from: Row, to: Row) {
         self.check(&[from, to]);
         assert_ne!(from, to, "a row is moved onto itself");
+        assert!(!self.is_on_device(from), "a row on the device keeps its slot");
         // SAFETY: both rows are in the mappings (checked) and distinct, so that they don't overlap;
         // no staged step has either of them, so that nobody reads or writes their floats.
         unsafe {
