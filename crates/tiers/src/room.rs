@@ -24,8 +24,8 @@ const RESIDENCE_RATIO: f64 = 1.5;
 /// Of a section's rows, one in so many at most leaves together with those that must, so that
 /// looking for rows that may leave is worth its cost.
 const LEAVING_SHARE_MIN: usize = 256;
-/// The slots that are vacant for it take so much of each row that stays: a 32nd of a byte.
-const VACANT_BYTES_SHARE: usize = 32;
+/// The slots that are vacant for it take so much of each row that stays: a 64th of a byte.
+const VACANT_BYTES_SHARE: usize = 64;
 /// Rows that leave beyond those that must, at most.
 const LEAVING_EXTRA_MAX: usize = 1024;
 
@@ -429,13 +429,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_that_leave_ahead_of_need_take_a_32nd_of_a_byte_of_each_that_stays() {
+    fn rows_that_leave_ahead_of_need_take_a_64th_of_a_byte_of_each_that_stays() {
         for row_bytes in [20, 68, 132, 260, 516, 4100] {
             for rows in [1000, 100_000, 10_000_000] {
                 let vacant = leaving_extra(rows, row_bytes) * row_bytes;
-                assert!(32 * vacant <= rows, "{rows} rows of {row_bytes}: {vacant} bytes vacant");
+                assert!(64 * vacant <= rows, "{rows} rows of {row_bytes}: {vacant} bytes vacant");
             }
         }
-        assert_eq!(leaving_extra(256_000, 8), 1000, "short rows: one in 256");
+        assert_eq!(leaving_extra(256_000, 4), 1000, "short rows: one in 256");
     }
 }

@@ -19,7 +19,7 @@ const BEHIND_PROBES_AHEAD: usize = 8;
 /// Bytes of rows that a section takes from the budget at least, unless a row is longer.
 const CHUNK_BYTES: usize = 4 << 10;
 /// The index grows by one bucket in so many at least.
-const STEP_SHARE: usize = 64;
+const STEP_SHARE: usize = 1024;
 /// Slots that a section can number.
 const SLOTS_MAX: u64 = 1 << 24;
 
@@ -395,10 +395,14 @@ impl Section {
                 return true;
             }
         }
-        let last = (2 * budget.left() / (2 * row_bytes as u64 + 1)).min(wanted as u64) as u32;
-        let slots = self.slots.saturating_add(last / chunk * chunk).min(self.place.slots_max);
-        if slots > self.slots {
-            self.grow_to(slots, fair_bytes, budget);
+        // at 16 and a half bytes a slot beside the row if the index has to grow, by a step at least
+        let step = ((self.index.buckets() / STEP_SHARE + 1) * BUCKET_BYTES) as u64;
+        for (left, halves) in [(budget.left(), 1), (budget.left().saturating_sub(step), 33)] {
+            let last = (2 * left / (2 * row_bytes as u64 + halves)).min(wanted as u64) as u32;
+            let slots = self.slots.saturating_add(last / chunk * chunk).min(self.place.slots_max);
+            if slots > self.slots && self.grow_to(slots, fair_bytes, budget) {
+                break;
+            }
         }
         false
     }

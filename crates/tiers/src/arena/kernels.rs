@@ -6,11 +6,11 @@ use table::Optimizer;
 
 use super::{ROWS_AHEAD, Row};
 
-/// Rows that are updated between two prefetches of as many, at most.
-const BLOCK_ROWS: usize = 16;
-/// Lines of embeddings that are asked for at once: about what a core can wait for.
-const BLOCK_LINES: usize = 32;
-
+/// Rows that are updated between two prefetches of as many: those that come to so many lines of
+/// embeddings. More at once than a core can wait for hold up the rows that are there already.
+const BLOCK_LINES: usize = 16;
+const BLOCK_ROWS_MIN: usize = 4;
+const BLOCK_ROWS_MAX: usize = 8;
 /// Floats of a cache line.
 const LINE_FLOATS: usize = 16;
 
@@ -158,7 +158,8 @@ unsafe fn update_rows(job: &Update<'_>, dim: usize) {
             prefetch_row(job.states.base, job.states.floats, row);
         }
     };
-    let block_rows = (BLOCK_LINES / dim.div_ceil(LINE_FLOATS).max(1)).clamp(2, BLOCK_ROWS);
+    let lines = dim.div_ceil(LINE_FLOATS).max(1);
+    let block_rows = (BLOCK_LINES / lines).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX);
     let mut blocks = job.rows.chunks(block_rows).peekable();
     ask(blocks.peek().copied().unwrap_or_default());
     let mut gradients = job.gradients.chunks_exact(dim);
