@@ -72,7 +72,7 @@ impl Ssd {
             options.set_ratelimiter(bytes_per_s, 100_000, 10); // refilled every 100 ms
         }
         let mut rows = family_options(&cache, eighth);
-        // Deleted rows take their place until a merge meets them: files full of deletions ask for one.
+        // Deleted rows take their place until a merge meets them: files full of them ask for one.
         rows.add_compact_on_deletion_collector_factory(1024, 512, 0.5);
         let rows = rows
             .get_options_from_string("block_based_table_factory={block_align=true;}")

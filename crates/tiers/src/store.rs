@@ -438,7 +438,7 @@ impl Table {
         stamp.is_some_and(|stamp| i64::from(age(stamp)) > i64::from(most))
     }
 
-    /// Whether a row that was stamped then has been expired for the `share`-th part of a row's life.
+    /// Whether a row that was stamped then has been expired for a `share`-th of a row's life.
     pub(crate) fn is_expired_long(&self, stamp: u32, now: u32, share: u32) -> bool {
         let (Expiry::Steps(most) | Expiry::Seconds(most)) = self.spec.expiry else { return false };
         let age = now.wrapping_sub(stamp) as i32;
