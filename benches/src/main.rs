@@ -58,8 +58,8 @@ struct Cli {
     /// The python3 with torch that `peers` runs
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
-    /// Of `roofline`, `structures`, `hit-rate`, `ssd` and `rocksdb`, only the cases whose names hold this: "dim
-    /// 16, uniform"; of `train` and `peers`, the cases of this id
+    /// Of `roofline`, `structures`, `hit-rate`, `ssd` and `rocksdb`, only the cases whose names
+    /// hold this: "dim 16, uniform"; of `train` and `peers`, the cases of this id
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
     /// Tiny sizes: whether it runs, not how fast
