@@ -113,8 +113,10 @@ fn waits_that_are_forgotten_are_seen() {
     let mut arguments = run.arguments(TINY, OPTIMIZERS[0]);
     arguments.extend(["--device", "cuda"].map(str::to_owned));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let variables =
-        [("LD_LIBRARY_PATH", PRETENDED.folder().as_os_str()), ("IGNORE_WAITS", OsStr::new("1"))];
+    let variables = [
+        ("LD_LIBRARY_PATH", PretendedCuda::get().folder().as_os_str()),
+        ("IGNORE_WAITS", OsStr::new("1")),
+    ];
     // what is computed from is not there yet: it crashes, diverges, or comes out wrong
     if run_with(WORKER, &arguments, &variables).status.success() {
         let right = train(&Folder::new(), TINY, OPTIMIZERS[0], &["--device", "cuda"], &[]).0;
