@@ -117,8 +117,8 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
          every row made before the first figure. Ours reads its batches from the binary cache, \
          stages, pulls and pushes through the embedded store; with 1 thread its whole process is \
          held on one core. PyTorch has its batches as tensors in memory. The products are those of \
-         the MLPs, forward and backward, by the library that our step uses, on as many threads, \
-         which never wait for each other."
+         the MLPs, forward and backward, by the `gemm` crate or by our kernels, whichever is \
+         faster, on as many threads, which never wait for each other."
     ));
     Ok(outcome)
 }

@@ -1,31 +1,29 @@
-//! The dot interaction of one sample, forward and backward: hand-written for the compiler to
-//! vectorise, over vectors padded to whole blocks. Cat needs no function: its input is its output.
+//! The dot interaction of one sample, forward and backward: two small matrix products, of the
+//! vectors with themselves and of the pairs' gradients with the vectors. Cat needs no function: its
+//! input is its output.
 
-/// Floats in a block: four 128-bit or one 512-bit register.
-const BLOCK: usize = 16;
-
-type Block = [f32; BLOCK];
+use crate::kernels::{Finish, LANES, Left, PANEL, Right, Term, product};
+use crate::sheet::Sheet;
 
 /// The dot products of `vectors` vectors of `dim` floats, with its scratch memory.
 pub(crate) struct Dots {
     vectors: usize,
     dim: usize,
     with_itself: bool,
-    turned: Vec<Block>, // [vectors / BLOCK, dim]: lane l of block b holds vector b * BLOCK + l
-    padded: Vec<Block>, // [dim / BLOCK, vectors]
-    pairs: Vec<f32>,    // [vectors, vectors], symmetric
+    turned: Sheet, // [vectors / PANEL, dim, PANEL]: the vectors, transposed
+    padded: Sheet, // [vectors, dim]
+    square: Sheet, // [vectors, vectors]: products, each twice where they are gradients
 }
 
 impl Dots {
     pub(crate) fn new(vectors: usize, dim: usize, with_itself: bool) -> Self {
-        let (vector_blocks, dim_blocks) = (vectors.div_ceil(BLOCK), dim.div_ceil(BLOCK));
         Self {
             vectors,
             dim,
             with_itself,
-            turned: vec![[0.0; BLOCK]; vector_blocks * dim],
-            padded: vec![[0.0; BLOCK]; dim_blocks * vectors],
-            pairs: vec![0.0; vectors * vectors],
+            turned: Sheet::with_stride(vectors.div_ceil(PANEL) * dim, PANEL),
+            padded: Sheet::new(vectors, dim),
+            square: Sheet::new(vectors, vectors),
         }
     }
 
@@ -41,23 +39,34 @@ impl Dots {
         features: &[f32],     // [vectors, dim]
         products: &mut [f32], // [pairs]
     ) {
-        self.turn(features);
-        let mut products = products;
-        for (i, vector) in features.chunks_exact(self.dim).enumerate() {
-            let (mut row, rest) = products.split_at_mut(self.partners(i));
-            products = rest;
-            for block in self.turned.chunks_exact(self.dim) {
-                if row.is_empty() {
-                    break;
-                }
-                let (now, later) = row.split_at_mut(row.len().min(BLOCK));
-                let mut sums = [0.0; BLOCK];
-                for (lanes, &x) in block.iter().zip(vector) {
-                    sums.iter_mut().zip(lanes).for_each(|(sum, &y)| *sum += x * y);
-                }
-                now.copy_from_slice(&sums[..now.len()]);
-                row = later;
+        let (vectors, dim) = (self.vectors, self.dim);
+        let (lines, _) = self.turned.all_mut().as_chunks_mut::<PANEL>();
+        for (i, vector) in features.chunks_exact(dim).enumerate() {
+            let lines = &mut lines[i / PANEL * dim..][..dim];
+            lines.iter_mut().zip(vector).for_each(|(line, &x)| line[i % PANEL] = x);
+        }
+        let stride = self.square.stride();
+        let square = self.square.all_mut();
+        for first in (0..vectors).step_by(LANES) {
+            // no vector of these rows has a partner to the right
+            let end = vectors.min(first + LANES);
+            let term = Term {
+                left: Left { values: &features[first * dim..], row: dim, column: 1 },
+                right: Right { values: self.turned.all(), panel: dim * PANEL, row: PANEL },
+                inner: dim,
+            };
+            let target = &mut square[first * stride..];
+            product(&[term], (end - first, end), target, stride, Finish::Set);
+        }
+        let mut rest = products;
+        for (i, row) in self.square.rows(vectors).chunks_exact(stride).enumerate() {
+            let count = self.partners(i);
+            match (rest.first_chunk_mut::<PANEL>(), row.first_chunk::<PANEL>()) {
+                // what is beyond the row's own belongs to the next one, which comes later
+                (Some(products), Some(row)) if count <= PANEL => *products = *row,
+                _ => rest[..count].copy_from_slice(&row[..count]),
             }
+            rest = &mut rest[count..];
         }
     }
 
@@ -68,54 +77,45 @@ impl Dots {
         products_gradient: &[f32], // [pairs]
         gradient: &mut [f32],      // [vectors, dim]
     ) {
-        self.pad(features);
         self.spread(products_gradient);
-        let rows = self.pairs.chunks_exact(self.vectors);
-        for (row, target) in rows.zip(gradient.chunks_exact_mut(self.dim)) {
-            let blocks = self.padded.chunks_exact(self.vectors);
-            for (block, target) in blocks.zip(target.chunks_mut(BLOCK)) {
-                let mut sums = [0.0; BLOCK];
-                for (lanes, &x) in block.iter().zip(row) {
-                    sums.iter_mut().zip(lanes).for_each(|(sum, &y)| *sum += x * y);
-                }
-                target.copy_from_slice(&sums[..target.len()]);
+        let (vectors, dim) = (self.vectors, self.dim);
+        let right = if dim.is_multiple_of(LANES) {
+            Right { values: features, panel: PANEL, row: dim }
+        } else {
+            let row = self.padded.stride();
+            let padded = self.padded.all_mut().chunks_exact_mut(row);
+            for (padded, vector) in padded.zip(features.chunks_exact(dim)) {
+                padded[..dim].copy_from_slice(vector);
             }
-        }
+            Right { values: self.padded.all(), panel: PANEL, row }
+        };
+        let square = &self.square;
+        let left = Left { values: square.all(), row: square.stride(), column: 1 };
+        let term = Term { left, right, inner: vectors };
+        product(&[term], (vectors, dim), gradient, dim, Finish::Set);
     }
 
-    /// Vectors into lanes: the lanes past the last vector stay zero.
-    fn turn(&mut self, features: &[f32]) {
-        for (i, vector) in features.chunks_exact(self.dim).enumerate() {
-            let block = &mut self.turned[i / BLOCK * self.dim..][..self.dim];
-            let lane = i % BLOCK;
-            block.iter_mut().zip(vector).for_each(|(lanes, &x)| lanes[lane] = x);
-        }
-    }
-
-    /// Vectors into whole blocks: the lanes past `dim` stay zero.
-    fn pad(&mut self, features: &[f32]) {
-        for (i, vector) in features.chunks_exact(self.dim).enumerate() {
-            for (b, part) in vector.chunks(BLOCK).enumerate() {
-                self.padded[b * self.vectors + i][..part.len()].copy_from_slice(part);
-            }
-        }
-    }
-
-    /// The gradient of each pair to both its places. The diagonal counts twice, for v·v = Σ v²; it
-    /// stays zero where no vector meets itself.
+    /// The gradient of each pair to both its places. The diagonal counts twice, for v·v = Σ v², and
+    /// is zero where no vector meets itself.
     fn spread(&mut self, products_gradient: &[f32]) {
-        let n = self.vectors;
+        let (n, with_itself, stride) = (self.vectors, self.with_itself, self.square.stride());
+        let square = self.square.all_mut();
         let mut rest = products_gradient;
         for i in 0..n {
-            let (row, later) = rest.split_at(self.partners(i));
+            let target = &mut square[i * stride..][..stride];
+            let (row, later) = rest.split_at(i + usize::from(with_itself));
+            match (target.first_chunk_mut::<PANEL>(), rest.first_chunk::<PANEL>()) {
+                // what is beyond the diagonal is set by the rows to come
+                (Some(target), Some(row_and_more)) if row.len() <= PANEL => *target = *row_and_more,
+                _ => target[..row.len()].copy_from_slice(row),
+            }
             rest = later;
-            self.pairs[i * n..][..row.len()].copy_from_slice(row);
-            for (j, &g) in row.iter().enumerate() {
-                self.pairs[j * n + i] = g;
+            let (column, _) = square.split_at_mut(i * stride);
+            for (row, &g) in column.chunks_exact_mut(stride).zip(row) {
+                row[i] = g;
             }
-            if self.with_itself {
-                self.pairs[i * n + i] *= 2.0;
-            }
+            let diagonal = &mut square[i * stride + i];
+            *diagonal = if with_itself { 2.0 * *diagonal } else { 0.0 };
         }
     }
 }

@@ -12,9 +12,9 @@ mod device;
 mod error;
 mod initial;
 mod interaction;
+mod kernels;
 mod learning_rate;
 mod loss;
-mod matmul;
 mod mlp;
 mod model;
 mod network;
@@ -22,10 +22,16 @@ mod optimizer;
 mod parameter;
 mod pooling;
 pub mod reference;
+mod sheet;
 mod step;
 mod tile;
 mod weights;
 mod workers;
+
+/// The matrix products of a step, for whoever measures them alone.
+pub mod products {
+    pub use crate::kernels::{Finish, Left, PANEL, Right, Term, product};
+}
 
 pub use architecture::{Architecture, Interaction, Loss, parse_widths};
 pub use device::{DeviceModel, DeviceOptions, ResidentBatch, ResidentInput, ResidentTable};

@@ -7,25 +7,13 @@ use crate::Loss;
 const LOG_MIN: f64 = -100.0;
 
 impl Loss {
-    /// The sum of the samples' losses in their order. Writes the gradient of the *mean over
-    /// `batch` samples* by each logit.
-    pub(crate) fn of_logits(
-        self,
-        logits: &[f32],
-        labels: &[f32],
-        batch: usize,
-        gradient: &mut [f32], // [samples]
-    ) -> f64 {
-        let mut sum = 0.0;
-        for ((&logit, &label), gradient) in logits.iter().zip(labels).zip(gradient) {
-            let (loss, slope) = match self {
-                Loss::Bce => cross_entropy(f64::from(logit), f64::from(label)),
-                Loss::Mse => squared_error(f64::from(logit), f64::from(label)),
-            };
-            sum += loss;
-            *gradient = (slope / batch as f64) as f32;
-        }
-        sum
+    /// The loss of a sample, and the gradient of the *mean over `batch` samples* by its logit.
+    pub(crate) fn of_logit(self, logit: f32, label: f32, batch: usize) -> (f64, f32) {
+        let (loss, slope) = match self {
+            Loss::Bce => cross_entropy(f64::from(logit), f64::from(label)),
+            Loss::Mse => squared_error(f64::from(logit), f64::from(label)),
+        };
+        (loss, (slope / batch as f64) as f32)
     }
 }
 
@@ -61,8 +49,7 @@ mod tests {
     use super::*;
 
     fn one(loss: Loss, logit: f32, label: f32) -> (f64, f32) {
-        let mut gradient = [f32::NAN];
-        (loss.of_logits(&[logit], &[label], 1, &mut gradient), gradient[0])
+        loss.of_logit(logit, label, 1)
     }
 
     #[test]
@@ -110,10 +97,11 @@ mod tests {
     }
 
     #[test]
-    fn the_gradient_is_the_means_and_the_loss_is_a_sum() {
-        let mut gradient = [0.0; 2];
-        let sum = Loss::Bce.of_logits(&[0.0, 0.0], &[1.0, 0.0], 8, &mut gradient);
-        assert!((sum - 2.0 * std::f64::consts::LN_2).abs() < 1e-15);
-        assert_eq!(gradient, [-0.0625, 0.0625]);
+    fn the_gradient_is_the_means_and_the_loss_is_the_samples() {
+        for (label, slope) in [(1.0, -0.0625), (0.0, 0.0625)] {
+            let (loss, found) = Loss::Bce.of_logit(0.0, label, 8);
+            assert!((loss - std::f64::consts::LN_2).abs() < 1e-15);
+            assert_eq!(found, slope);
+        }
     }
 }

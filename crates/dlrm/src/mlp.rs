@@ -4,8 +4,12 @@
 use std::ops::Range;
 
 use crate::DenseOptimizer;
-use crate::matmul::{Matrix, add_product, multiply};
-use crate::parameter::Tensor;
+use crate::kernels::{Finish, LANES, Left, PANEL, Right, Term, add_rows, product};
+use crate::parameter::{Tensor, TensorPart};
+use crate::sheet::Sheet;
+
+/// Tiles whose terms of a weight gradient are summed in registers before memory sees their sum.
+const TERMS: usize = 2;
 
 /// Fully connected layers, each but perhaps the last followed by ReLU.
 pub(crate) struct Mlp {
@@ -15,17 +19,24 @@ pub(crate) struct Mlp {
 struct Layer {
     weight: Tensor, // [outputs, inputs]
     bias: Tensor,   // [outputs]
+    laid_out: LaidOut,
     inputs: usize,
     outputs: usize,
     rectified: bool,
 }
 
+/// A layer's weights as the products read them. They follow every change of the weights.
+struct LaidOut {
+    forward: Sheet, // [outputs / PANEL, inputs, PANEL]: transposed, zeros after the last output
+    backward: Sheet, // [outputs, inputs]
+    bias: Sheet,    // [outputs / PANEL, PANEL]
+}
+
 /// What one tile of samples keeps of one layer between forward and backward.
 pub(crate) struct LayerTile {
-    pub output: Vec<f32>, // [tile rows, outputs], after ReLU
-    /// By the output; after backward, by the value before ReLU.
-    pub gradient: Vec<f32>, // [tile rows, outputs]
-    bias_gradient: Vec<f32>, // [outputs], this tile's sum
+    pub output: Sheet, // [tile rows, outputs], after ReLU
+    /// By the value before ReLU.
+    pub gradient: Sheet, // [tile rows, outputs]
 }
 
 /// Some output rows of a layer's weight gradient, to be summed over the tiles.
@@ -39,8 +50,19 @@ pub(crate) struct Panel<'a> {
 /// One tile's part in a weight gradient.
 pub(crate) struct PanelTerm<'a> {
     pub samples: usize,
-    pub input: &'a [f32], // [samples, inputs]
+    pub input: &'a Sheet, // [samples, inputs]
     pub layer: &'a LayerTile,
+}
+
+/// The parameters of at most `PANEL` outputs of a layer, to be changed and laid out.
+pub(crate) struct Strip<'a> {
+    weight: TensorPart<'a>,  // [outputs, inputs]
+    bias: TensorPart<'a>,    // [outputs]
+    forward: &'a mut [f32],  // [inputs, PANEL]
+    backward: &'a mut [f32], // [outputs, stride]
+    biases: &'a mut [f32],   // [PANEL]
+    inputs: usize,
+    stride: usize,
 }
 
 impl Mlp {
@@ -63,6 +85,11 @@ impl Mlp {
             Layer {
                 weight: draw("weight", vec![outputs, inputs], 2.0 / (inputs + outputs) as f64),
                 bias: draw("bias", vec![outputs], 1.0 / outputs as f64),
+                laid_out: LaidOut {
+                    forward: Sheet::with_stride(outputs.div_ceil(PANEL) * inputs, PANEL),
+                    backward: Sheet::new(outputs, inputs),
+                    bias: Sheet::with_stride(outputs.div_ceil(PANEL), PANEL),
+                },
                 inputs,
                 outputs,
                 rectified: last_rectified || i + 2 < widths.len(),
@@ -74,9 +101,8 @@ impl Mlp {
     /// Buffers for tiles of up to `rows` samples.
     pub(crate) fn tile(&self, rows: usize) -> Vec<LayerTile> {
         let layer = |layer: &Layer| LayerTile {
-            output: vec![0.0; rows * layer.outputs],
-            gradient: vec![0.0; rows * layer.outputs],
-            bias_gradient: vec![0.0; layer.outputs],
+            output: Sheet::new(rows, layer.outputs),
+            gradient: Sheet::new(rows, layer.outputs),
         };
         self.layers.iter().map(layer).collect()
     }
@@ -92,18 +118,21 @@ impl Mlp {
     }
 
     /// Fills the outputs of every layer.
-    pub(crate) fn forward(&self, samples: usize, input: &[f32], tiles: &mut [LayerTile]) {
+    pub(crate) fn forward(&self, samples: usize, input: &Sheet, tiles: &mut [LayerTile]) {
         for (l, layer) in self.layers.iter().enumerate() {
             let (before, rest) = tiles.split_at_mut(l);
-            let input = before.last().map_or(input, |tile| &tile.output[..samples * layer.inputs]);
-            let output = &mut rest[0].output[..samples * layer.outputs];
-            let weight = Matrix::new(&layer.weight.values, layer.outputs, layer.inputs);
-            multiply(output, Matrix::new(input, samples, layer.inputs), weight.transposed());
-            if layer.rectified {
-                add_bias_and_rectify(output, &layer.bias.values);
-            } else {
-                add_bias(output, &layer.bias.values);
-            }
+            let input = before.last().map_or(input, |tile| &tile.output);
+            let output = &mut rest[0].output;
+            let LaidOut { forward, bias, .. } = &layer.laid_out;
+            let term = Term {
+                left: Left { values: input.rows(samples), row: input.stride(), column: 1 },
+                right: Right { values: forward.all(), panel: layer.inputs * PANEL, row: PANEL },
+                inner: layer.inputs,
+            };
+            let shape = (samples, layer.outputs.next_multiple_of(LANES));
+            let finish = Finish::Bias { bias: bias.all(), rectify: layer.rectified };
+            let stride = output.stride();
+            product(&[term], shape, output.rows_mut(samples), stride, finish);
         }
     }
 
@@ -113,25 +142,59 @@ impl Mlp {
         &self,
         samples: usize,
         tiles: &mut [LayerTile],
-        mut input_gradient: Option<&mut [f32]>, // [samples, inputs]
+        mut input_gradient: Option<&mut Sheet>, // [samples, inputs]
     ) {
+        if let (Some(layer), Some(LayerTile { output, gradient })) =
+            (self.layers.last(), tiles.last_mut())
+            && layer.rectified
+        {
+            cut_where_rectified(gradient.rows_mut(samples), output.rows(samples));
+        }
         for (l, layer) in self.layers.iter().enumerate().rev() {
             let (before, rest) = tiles.split_at_mut(l);
-            let LayerTile { output, gradient, bias_gradient } = &mut rest[0];
-            let gradient = &mut gradient[..samples * layer.outputs];
-            if layer.rectified {
-                cut_where_rectified(gradient, &output[..samples * layer.outputs]);
-            }
-            sum_rows(gradient, bias_gradient);
-            let target = match before.last_mut() {
-                Some(tile) => Some(&mut tile.gradient[..samples * layer.inputs]),
-                None => input_gradient.take(),
+            let gradient = &rest[0].gradient;
+            let (target, finish) = match (before.last_mut(), input_gradient.take()) {
+                (Some(LayerTile { output, gradient }), wanted) => {
+                    input_gradient = wanted;
+                    (gradient, Finish::Cut { by: output.rows(samples) })
+                }
+                (None, Some(target)) => (target, Finish::Set),
+                (None, None) => continue,
             };
-            if let Some(target) = target {
-                let weight = Matrix::new(&layer.weight.values, layer.outputs, layer.inputs);
-                multiply(target, Matrix::new(gradient, samples, layer.outputs), weight);
-            }
+            let backward = &layer.laid_out.backward;
+            let term = Term {
+                left: Left { values: gradient.rows(samples), row: gradient.stride(), column: 1 },
+                right: Right { values: backward.all(), panel: PANEL, row: backward.stride() },
+                inner: layer.outputs,
+            };
+            let shape = (samples, layer.inputs.next_multiple_of(LANES));
+            let stride = target.stride();
+            product(&[term], shape, target.rows_mut(samples), stride, finish);
         }
+    }
+
+    /// The parameters of all layers, to be changed side by side.
+    pub(crate) fn strips(&mut self) -> impl Iterator<Item = Strip<'_>> {
+        self.layers.iter_mut().flat_map(|layer| {
+            let Layer { weight, bias, laid_out, inputs, .. } = layer;
+            let (inputs, stride) = (*inputs, laid_out.backward.stride());
+            let LaidOut { forward, backward, bias: biases } = laid_out;
+            let parameters = weight.parts(PANEL * inputs).zip(bias.parts(PANEL));
+            let forward = forward.all_mut().chunks_mut(PANEL * inputs);
+            let backward = backward.all_mut().chunks_mut(PANEL * stride);
+            let biases = biases.all_mut().chunks_mut(PANEL);
+            parameters.zip(forward.zip(backward).zip(biases)).map(
+                move |((weight, bias), ((forward, backward), biases))| Strip {
+                    weight,
+                    bias,
+                    forward,
+                    backward,
+                    biases,
+                    inputs,
+                    stride,
+                },
+            )
+        })
     }
 
     /// The gradients of all layers in panels of at most `outputs_max` outputs.
@@ -149,52 +212,69 @@ impl Mlp {
 }
 
 impl Panel<'_> {
-    /// Sums the tiles' terms in their order.
-    pub(crate) fn fill<'a>(&mut self, terms: impl Iterator<Item = PanelTerm<'a>>) {
+    /// Sums the terms of so many tiles in their order.
+    pub(crate) fn fill<'a>(&mut self, tiles: usize, term: impl Fn(usize) -> PanelTerm<'a>) {
         let inputs = self.weight.len() / self.bias.len();
+        let shape = (self.bias.len(), inputs);
         self.bias.fill(0.0);
-        for (t, term) in terms.enumerate() {
-            let outputs = term.layer.bias_gradient.len();
-            let gradient = &term.layer.gradient[..term.samples * outputs];
-            let gradient = Matrix::new(gradient, term.samples, outputs);
-            let left = gradient.columns(self.outputs.clone()).transposed();
-            let right = Matrix::new(term.input, term.samples, inputs);
-            if t == 0 {
-                multiply(self.weight, left, right);
-            } else {
-                add_product(self.weight, left, right);
+        for first in (0..tiles).step_by(TERMS) {
+            let count = TERMS.min(tiles - first);
+            let terms: [Term<'_>; TERMS] = std::array::from_fn(|t| {
+                let PanelTerm { samples, input, layer } = term(first + t.min(count - 1));
+                let gradient = &layer.gradient;
+                let values = &gradient.rows(samples)[self.outputs.start..];
+                Term {
+                    left: Left { values, row: 1, column: gradient.stride() },
+                    right: Right { values: input.rows(samples), panel: PANEL, row: input.stride() },
+                    inner: samples,
+                }
+            });
+            let finish = if first == 0 { Finish::Set } else { Finish::Add };
+            product(&terms[..count], shape, self.weight, inputs, finish);
+            for t in first..first + count {
+                let PanelTerm { samples, layer, .. } = term(t);
+                let gradient = &layer.gradient;
+                let (rows, stride) = (gradient.rows(samples), gradient.stride());
+                add_rows(rows, stride, self.outputs.start, self.bias);
             }
-            let bias_gradient = &term.layer.bias_gradient[self.outputs.clone()];
-            self.bias.iter_mut().zip(bias_gradient).for_each(|(sum, &g)| *sum += g);
         }
     }
 }
 
-fn add_bias_and_rectify(output: &mut [f32], bias: &[f32]) {
-    for row in output.chunks_exact_mut(bias.len()) {
-        for (x, &b) in row.iter_mut().zip(bias) {
-            let sum = *x + b;
-            *x = if sum < 0.0 { 0.0 } else { sum }; // a NaN stays, so that the loss tells of it
-        }
+impl Strip<'_> {
+    /// Applies the gradients, then lays the weights out.
+    pub(crate) fn apply(&mut self, optimizer: DenseOptimizer, step: u32, learning_rate: f32) {
+        optimizer.apply(&mut self.weight, step, learning_rate);
+        optimizer.apply(&mut self.bias, step, learning_rate);
+        self.lay_out();
     }
-}
 
-fn add_bias(output: &mut [f32], bias: &[f32]) {
-    for row in output.chunks_exact_mut(bias.len()) {
-        row.iter_mut().zip(bias).for_each(|(x, &b)| *x += b);
+    /// Copies the weights to where the products read them.
+    pub(crate) fn lay_out(&mut self) {
+        let (weights, biases) = (&*self.weight.values, &*self.bias.values);
+        self.biases[..biases.len()].copy_from_slice(biases);
+        let rows = self.backward.chunks_exact_mut(self.stride);
+        for (row, weights) in rows.zip(weights.chunks_exact(self.inputs)) {
+            row[..self.inputs].copy_from_slice(weights);
+        }
+        let (lines, _) = self.forward.as_chunks_mut::<PANEL>();
+        if weights.len() == PANEL * self.inputs {
+            // rows side by side, each from its start to its end
+            let rows: [&[f32]; PANEL] =
+                std::array::from_fn(|o| &weights[o * self.inputs..(o + 1) * self.inputs]);
+            for (i, line) in lines.iter_mut().enumerate() {
+                *line = rows.map(|row| row[i]);
+            }
+        } else {
+            for (o, weights) in weights.chunks_exact(self.inputs).enumerate() {
+                lines.iter_mut().zip(weights).for_each(|(line, &weight)| line[o] = weight);
+            }
+        }
     }
 }
 
 fn cut_where_rectified(gradient: &mut [f32], output: &[f32]) {
     for (g, &x) in gradient.iter_mut().zip(output) {
         *g = if x > 0.0 { *g } else { 0.0 };
-    }
-}
-
-/// The sum of the rows, first to last.
-fn sum_rows(rows: &[f32], sum: &mut [f32]) {
-    sum.fill(0.0);
-    for row in rows.chunks_exact(sum.len()) {
-        sum.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use crate::mlp::{Mlp, Panel};
+use crate::mlp::{Mlp, Panel, Strip};
 use crate::parameter::{Parameter, Tensor};
 use crate::pooling::{RowRegion, row_regions};
 use crate::step::{PredictInput, StepInput};
@@ -37,6 +37,8 @@ pub struct Model {
     batch_max: usize,
     workers: Workers,
     gradients_ready: bool,
+    /// Whether weights have changed that are not laid out for the products.
+    stale: bool,
     /// The number of the next step, where it is traced.
     step_traced: Option<u64>,
 }
@@ -69,7 +71,7 @@ impl Model {
         let tile = |_| Tile::new(&architecture, &bottom, &top, rows);
         let tiles = (0..tile::count_max(batch_max)).map(tile).collect();
         let workers = Workers::new(threads)?;
-        let (steps, gradients_ready, step_traced) = (0, false, None);
+        let (steps, gradients_ready, stale, step_traced) = (0, false, true, None);
         Ok(Self {
             architecture,
             optimizer,
@@ -80,6 +82,7 @@ impl Model {
             batch_max,
             workers,
             gradients_ready,
+            stale,
             step_traced,
         })
     }
@@ -142,11 +145,13 @@ impl Model {
         self.gradients_ready = false;
         self.steps = self.steps.saturating_add(1);
         let (optimizer, steps) = (self.optimizer, self.steps);
-        let mut tensors: Vec<&mut Tensor> =
-            self.bottom.tensors_mut().chain(self.top.tensors_mut()).collect();
-        self.workers.for_each(&mut tensors, |_, tensor| {
-            optimizer.apply(tensor, steps, learning_rate);
-        });
+        self.stale = false;
+        self.for_each_strip(|strip| strip.apply(optimizer, steps, learning_rate));
+    }
+
+    fn for_each_strip(&mut self, each: impl Fn(&mut Strip<'_>) + Sync) {
+        let mut strips: Vec<_> = self.top.strips().chain(self.bottom.strips()).collect();
+        self.workers.for_each(&mut strips, |_, strip| each(strip));
     }
 
     /// The probabilities of a batch, in its order.
@@ -191,6 +196,7 @@ impl Model {
     }
 
     pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.stale = true;
         self.bottom.tensors_mut().chain(self.top.tensors_mut())
     }
 
@@ -209,6 +215,9 @@ impl Model {
         step: Option<u64>,
         then: impl Fn(&mut Tile, Shared<'_>) + Sync,
     ) -> usize {
+        if std::mem::take(&mut self.stale) {
+            self.for_each_strip(|strip| strip.lay_out());
+        }
         let rows = tile::rows_of(batch);
         let tiles = batch.div_ceil(rows);
         let Self { architecture, bottom, top, tiles: all, workers, .. } = self;
@@ -232,21 +241,22 @@ impl Model {
     ) {
         let Self { architecture, bottom, top, .. } = self;
         let (architecture, tiles) = (&*architecture, &self.tiles[..tiles]);
-        let (dim, width) = (architecture.sparse_feature_size, architecture.feature_width());
+        let (dim, width) = (architecture.sparse_feature_size, tiles[0].features_stride());
         let first = architecture.bottom_output();
         let top = top.panels(PANEL_OUTPUTS).map(|panel| Sum::Weights(Part::Top, panel));
         let bottom = bottom.panels(PANEL_OUTPUTS).map(|panel| Sum::Weights(Part::Bottom, panel));
         let rows = row_regions(input.features, dim, row_gradients).into_iter().map(Sum::Rows);
-        let mut sums: Vec<Sum<'_>> = top.chain(bottom).chain(rows).collect();
+        // what one thread alone must do comes first, so that no other waits for it in the end
+        let mut sums: Vec<Sum<'_>> = rows.chain(top).chain(bottom).collect();
         self.workers.for_each(&mut sums, |_, sum| match sum {
             Sum::Weights(part, panel) => {
                 let _span = span!("sum weight gradients", step);
                 let (part, layer) = (*part, panel.layer);
-                panel.fill(tiles.iter().map(|tile| tile.term(architecture, input, part, layer)));
+                panel.fill(tiles.len(), |t| tiles[t].term(part, layer));
             }
             Sum::Rows(region) => {
                 let _span = span!("sum row gradients", step);
-                let tiles = tiles.iter().map(|tile| tile.features_gradient(width));
+                let tiles = tiles.iter().map(Tile::features_gradient);
                 region.fill(input.features, dim, first, width, tiles);
             }
         });

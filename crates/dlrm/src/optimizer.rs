@@ -4,7 +4,7 @@
 use optim::AdamStep;
 use serde::{Deserialize, Serialize};
 
-use crate::parameter::Tensor;
+use crate::parameter::TensorPart;
 use crate::{Error, Result};
 
 /// The update rule of the dense part. The learning rate comes with each step.
@@ -64,9 +64,9 @@ impl DenseOptimizer {
         }
     }
 
-    /// Applies a parameter's gradient. `step` counts from 1.
-    pub(crate) fn apply(&self, tensor: &mut Tensor, step: u32, learning_rate: f32) {
-        let Tensor { values, gradient, state, .. } = tensor;
+    /// Applies the gradient of some of a parameter's elements. `step` counts from 1.
+    pub(crate) fn apply(&self, part: &mut TensorPart<'_>, step: u32, learning_rate: f32) {
+        let TensorPart { values, gradient, state } = part;
         match (*self, state.as_mut_slice()) {
             (DenseOptimizer::Sgd, []) => optim::sgd(values, gradient, learning_rate),
             (DenseOptimizer::Adagrad { eps }, [accumulator]) => {

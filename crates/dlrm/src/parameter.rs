@@ -26,6 +26,13 @@ pub(crate) struct Tensor {
     pub state: Vec<Vec<f32>>, // one of the same shape for each of the optimizer's state names
 }
 
+/// Some elements of a parameter, in a row.
+pub(crate) struct TensorPart<'a> {
+    pub values: &'a mut [f32],
+    pub gradient: &'a [f32],
+    pub state: Vec<&'a mut [f32]>, // one for each of the optimizer's state names
+}
+
 impl Tensor {
     /// Drawn from N(0, `std`), its optimizer state zero.
     pub(crate) fn draw(
@@ -49,5 +56,15 @@ impl Tensor {
             values: &self.values,
             gradient: &self.gradient,
         }
+    }
+
+    /// All elements in parts of `len`, but for the last.
+    pub(crate) fn parts(&mut self, len: usize) -> impl Iterator<Item = TensorPart<'_>> {
+        let values = self.values.chunks_mut(len);
+        let mut states: Vec<_> = self.state.iter_mut().map(|state| state.chunks_mut(len)).collect();
+        values.zip(self.gradient.chunks(len)).map(move |(values, gradient)| {
+            let state = states.iter_mut().filter_map(Iterator::next).collect();
+            TensorPart { values, gradient, state }
+        })
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::kernels::{add_to_rows, sum_of_rows};
 use crate::step::{FeatureRows, Pooling};
 
 /// Writes each feature's pooled rows for some samples, side by side from column `first` on.
@@ -32,17 +33,18 @@ fn pool_bag(
     target: &mut [f32], // [dim]
 ) {
     let dim = target.len();
-    let Some((&first, more)) = feature.indices[span.clone()].split_first() else {
+    let indices = &feature.indices[span.clone()];
+    let Some((&first, more)) = indices.split_first() else {
         return target.fill(0.0);
     };
-    target.copy_from_slice(row(rows, dim, first));
     match feature.pooling {
-        Pooling::Sum => more.iter().for_each(|&index| add(target, row(rows, dim, index))),
+        Pooling::Sum => sum_of_rows(rows, indices, target),
         Pooling::Mean => {
-            more.iter().for_each(|&index| add(target, row(rows, dim, index)));
+            sum_of_rows(rows, indices, target);
             scale(target, share(span.len()));
         }
         Pooling::Weighted(weights) => {
+            target.copy_from_slice(row(rows, dim, first));
             let weights = &weights[span];
             scale(target, weights[0]);
             for (&index, &weight) in more.iter().zip(&weights[1..]) {
@@ -139,9 +141,7 @@ fn add_bag(
     let indices = &feature.indices[span.clone()];
     let places = indices.iter().map(|&index| (index as usize - first_row) * dim);
     match feature.pooling {
-        Pooling::Sum => {
-            places.for_each(|place| add(&mut target[place..place + dim], gradient));
-        }
+        Pooling::Sum => add_to_rows(gradient, indices, first_row, target),
         Pooling::Mean => {
             let share = share(indices.len());
             places.for_each(|at| add_scaled(&mut target[at..at + dim], gradient, share));
@@ -161,11 +161,6 @@ fn share(rows: usize) -> f32 {
 
 fn row(rows: &[f32], dim: usize, index: u32) -> &[f32] {
     &rows[index as usize * dim..][..dim]
-}
-
-#[inline]
-fn add(target: &mut [f32], source: &[f32]) {
-    target.iter_mut().zip(source).for_each(|(x, &y)| *x += y);
 }
 
 #[inline]

@@ -9,6 +9,7 @@ use crate::interaction::Dots;
 use crate::loss::probability;
 use crate::mlp::{LayerTile, Mlp, PanelTerm};
 use crate::pooling::pool;
+use crate::sheet::Sheet;
 use crate::step::PredictInput;
 use crate::{Architecture, Interaction, Loss};
 
@@ -34,10 +35,11 @@ pub(crate) fn count_max(batch_max: usize) -> usize {
 /// One tile.
 pub(crate) struct Tile {
     samples: Range<usize>,
+    dense: Sheet, // [tile rows, dense width]
     bottom: Vec<LayerTile>,
     top: Vec<LayerTile>,
-    features: Vec<f32>,          // [tile rows, feature width]: x, e1, …, eM
-    features_gradient: Vec<f32>, // [tile rows, feature width]
+    features: Sheet,          // [tile rows, feature width]: x, e1, …, eM
+    features_gradient: Sheet, // [tile rows, feature width]
     crossing: Option<Crossing>,
     loss_sum: f64,
 }
@@ -45,8 +47,8 @@ pub(crate) struct Tile {
 /// The dot interaction's part of a tile; cat has none, for there the features are the top's input.
 struct Crossing {
     dots: Dots,
-    crossed: Vec<f32>,          // [tile rows, interaction width]: x, products
-    crossed_gradient: Vec<f32>, // [tile rows, interaction width]
+    crossed: Sheet,          // [tile rows, interaction width]: x, products
+    crossed_gradient: Sheet, // [tile rows, interaction width]
 }
 
 /// What a tile computes with and does not own.
@@ -71,15 +73,16 @@ impl Tile {
         let (width, dim) = (architecture.feature_width(), architecture.sparse_feature_size);
         let crossing = |with_itself| Crossing {
             dots: Dots::new(architecture.features + 1, dim, with_itself),
-            crossed: vec![0.0; rows * architecture.interaction_width()],
-            crossed_gradient: vec![0.0; rows * architecture.interaction_width()],
+            crossed: Sheet::new(rows, architecture.interaction_width()),
+            crossed_gradient: Sheet::new(rows, architecture.interaction_width()),
         };
         Self {
             samples: 0..0,
+            dense: Sheet::new(rows, architecture.dense_width()),
             bottom: bottom.tile(rows),
             top: top.tile(rows),
-            features: vec![0.0; rows * width],
-            features_gradient: vec![0.0; rows * width],
+            features: Sheet::new(rows, width),
+            features_gradient: Sheet::new(rows, width),
             crossing: match architecture.interaction {
                 Interaction::Dot => Some(crossing(false)),
                 Interaction::DotWithItself => Some(crossing(true)),
@@ -93,29 +96,35 @@ impl Tile {
     pub(crate) fn forward(&mut self, shared: Shared<'_>, samples: Range<usize>) {
         let Shared { architecture, bottom, top, input } = shared;
         let (dense, n) = (architecture.dense_width(), samples.len());
-        let (x_width, width) = (architecture.bottom_output(), architecture.feature_width());
+        let x_width = architecture.bottom_output();
         self.samples = samples.clone();
 
-        let dense_values = &input.dense[samples.start * dense..samples.end * dense];
-        bottom.forward(n, dense_values, &mut self.bottom);
-        let x = output(&self.bottom, n * x_width);
-        let features = &mut self.features[..n * width];
-        for (row, x) in features.chunks_exact_mut(width).zip(x.chunks_exact(x_width)) {
-            row[..x_width].copy_from_slice(x);
+        let stride = self.dense.stride();
+        let rows = self.dense.rows_mut(n).chunks_exact_mut(stride);
+        for (row, values) in rows.zip(input.dense[samples.start * dense..].chunks_exact(dense)) {
+            row[..dense].copy_from_slice(values);
+        }
+        bottom.forward(n, &self.dense, &mut self.bottom);
+        let x = &output(&self.bottom);
+        let x = x.rows(n).chunks_exact(x.stride());
+        let width = self.features.stride();
+        let features = self.features.rows_mut(n);
+        for (row, x) in features.chunks_exact_mut(width).zip(x) {
+            row[..x_width].copy_from_slice(&x[..x_width]);
         }
         let dim = architecture.sparse_feature_size;
         pool(input.features, input.rows, dim, samples, x_width, width, features);
 
         match &mut self.crossing {
-            None => top.forward(n, features, &mut self.top),
+            None => top.forward(n, &self.features, &mut self.top),
             Some(Crossing { dots, crossed, .. }) => {
-                let crossed_width = architecture.interaction_width();
-                let crossed = &mut crossed[..n * crossed_width];
-                let rows = crossed.chunks_exact_mut(crossed_width);
+                let stride = crossed.stride();
+                let rows = crossed.rows_mut(n).chunks_exact_mut(stride);
                 for (row, features) in rows.zip(features.chunks_exact(width)) {
-                    let (x, products) = row.split_at_mut(x_width);
+                    let (x, products) =
+                        row[..architecture.interaction_width()].split_at_mut(x_width);
                     x.copy_from_slice(&features[..x_width]);
-                    dots.forward(features, products);
+                    dots.forward(&features[..architecture.feature_width()], products);
                 }
                 top.forward(n, crossed, &mut self.top);
             }
@@ -124,44 +133,53 @@ impl Tile {
 
     /// Writes the probabilities of the samples that went forward.
     pub(crate) fn probabilities(&self, target: &mut [f32]) {
-        let logits = output(&self.top, self.samples.len());
-        target.iter_mut().zip(logits).for_each(|(p, &logit)| *p = probability(logit));
+        let logits = output(&self.top);
+        let logits = logits.rows(self.samples.len()).chunks_exact(logits.stride());
+        target.iter_mut().zip(logits).for_each(|(p, logit)| *p = probability(logit[0]));
     }
 
     /// From the labels of the samples that went forward to the gradient of every layer and of the
     /// pooled features.
     pub(crate) fn backward(&mut self, shared: Shared<'_>, loss: Loss, labels: &[f32]) {
         let Shared { architecture, bottom, top, .. } = shared;
-        let (n, width) = (self.samples.len(), architecture.feature_width());
+        let (n, batch) = (self.samples.len(), labels.len());
         let x_width = architecture.bottom_output();
         let last = self.top.last_mut().expect("an MLP has a layer");
-        let labels_here = &labels[self.samples.clone()];
-        self.loss_sum =
-            loss.of_logits(&last.output[..n], labels_here, labels.len(), &mut last.gradient[..n]);
+        let stride = last.output.stride();
+        let logits = last.output.rows(n).chunks_exact(stride);
+        let gradients = last.gradient.rows_mut(n).chunks_exact_mut(stride);
+        self.loss_sum = 0.0;
+        for ((logit, gradient), &label) in logits.zip(gradients).zip(&labels[self.samples.clone()])
+        {
+            let (loss_here, slope) = loss.of_logit(logit[0], label, batch);
+            self.loss_sum += loss_here;
+            gradient[0] = slope;
+        }
 
-        let features = &self.features[..n * width];
-        let gradient = &mut self.features_gradient[..n * width];
+        let width = self.features.stride();
         match &mut self.crossing {
-            None => top.backward(n, &mut self.top, Some(&mut *gradient)),
+            None => top.backward(n, &mut self.top, Some(&mut self.features_gradient)),
             Some(Crossing { dots, crossed_gradient, .. }) => {
-                let crossed_width = architecture.interaction_width();
-                let crossed_gradient = &mut crossed_gradient[..n * crossed_width];
                 top.backward(n, &mut self.top, Some(&mut *crossed_gradient));
-                let rows = features.chunks_exact(width).zip(gradient.chunks_exact_mut(width));
-                for (crossed, (features, gradient)) in
-                    crossed_gradient.chunks_exact(crossed_width).zip(rows)
-                {
-                    let (x, products) = crossed.split_at(x_width);
-                    dots.backward(features, products, gradient);
+                let features = self.features.rows(n).chunks_exact(width);
+                let gradients = self.features_gradient.rows_mut(n).chunks_exact_mut(width);
+                let crossed = crossed_gradient.rows(n).chunks_exact(crossed_gradient.stride());
+                for (crossed, (features, gradient)) in crossed.zip(features.zip(gradients)) {
+                    let (x, products) =
+                        crossed[..architecture.interaction_width()].split_at(x_width);
+                    let gradient = &mut gradient[..architecture.feature_width()];
+                    dots.backward(&features[..architecture.feature_width()], products, gradient);
                     gradient.iter_mut().zip(x).for_each(|(g, &x)| *g += x);
                 }
             }
         }
 
         let last = self.bottom.last_mut().expect("an MLP has a layer");
-        let x_gradient = last.gradient[..n * x_width].chunks_exact_mut(x_width);
-        for (target, row) in x_gradient.zip(gradient.chunks_exact(width)) {
-            target.copy_from_slice(&row[..x_width]);
+        let stride = last.gradient.stride();
+        let x_gradient = last.gradient.rows_mut(n).chunks_exact_mut(stride);
+        let gradient = self.features_gradient.rows(n).chunks_exact(width);
+        for (target, row) in x_gradient.zip(gradient) {
+            target[..x_width].copy_from_slice(&row[..x_width]);
         }
         bottom.backward(n, &mut self.bottom, None);
     }
@@ -171,44 +189,34 @@ impl Tile {
         self.loss_sum
     }
 
-    /// The gradient by x, e1, …, eM: [samples, feature width].
-    pub(crate) fn features_gradient(&self, width: usize) -> &[f32] {
-        &self.features_gradient[..self.samples.len() * width]
+    /// The gradient by x, e1, …, eM: [samples, [`Self::features_stride`]].
+    pub(crate) fn features_gradient(&self) -> &[f32] {
+        self.features_gradient.rows(self.samples.len())
+    }
+
+    /// Floats from one sample's features to the next one's.
+    pub(crate) fn features_stride(&self) -> usize {
+        self.features_gradient.stride()
     }
 
     /// This tile's term of a layer's weight gradient.
-    pub(crate) fn term<'a>(
-        &'a self,
-        architecture: &Architecture,
-        input: &PredictInput<'a>,
-        part: Part,
-        layer: usize,
-    ) -> PanelTerm<'a> {
-        let n = self.samples.len();
-        let (layers, widths_before) = match part {
-            Part::Bottom => (&self.bottom, &architecture.mlp_bottom[1..]),
-            Part::Top => (&self.top, &architecture.mlp_top[..]),
+    pub(crate) fn term(&self, part: Part, layer: usize) -> PanelTerm<'_> {
+        let layers = match part {
+            Part::Bottom => &self.bottom,
+            Part::Top => &self.top,
         };
         let first = || match (part, &self.crossing) {
-            (Part::Bottom, _) => {
-                let width = architecture.dense_width();
-                &input.dense[self.samples.start * width..self.samples.end * width]
-            }
-            (Part::Top, Some(crossing)) => {
-                &crossing.crossed[..n * architecture.interaction_width()]
-            }
-            (Part::Top, None) => &self.features[..n * architecture.feature_width()],
+            (Part::Bottom, _) => &self.dense,
+            (Part::Top, Some(crossing)) => &crossing.crossed,
+            (Part::Top, None) => &self.features,
         };
-        let input = match layer.checked_sub(1) {
-            None => first(),
-            Some(before) => &layers[before].output[..n * widths_before[before]],
-        };
-        PanelTerm { samples: n, input, layer: &layers[layer] }
+        let input = layer.checked_sub(1).map_or_else(first, |before| &layers[before].output);
+        PanelTerm { samples: self.samples.len(), input, layer: &layers[layer] }
     }
 }
 
-fn output(layers: &[LayerTile], len: usize) -> &[f32] {
-    &layers.last().expect("an MLP has a layer").output[..len]
+fn output(layers: &[LayerTile]) -> &Sheet {
+    &layers.last().expect("an MLP has a layer").output
 }
 
 #[cfg(test)]

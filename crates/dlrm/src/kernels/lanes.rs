@@ -1,0 +1,240 @@
+//! Sixteen floats side by side, in the registers that a processor has for them. No operation here
+//! knows what the floats are.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+/// Floats in a vector: one 512-bit, two 256-bit or four 128-bit registers.
+pub(crate) const LANES: usize = 16;
+
+/// A vector of [`LANES`] floats.
+///
+/// Every function is unsafe for two reasons: the processor must have the instructions, and pointers
+/// must lead to so many floats. No alignment is asked for.
+pub(super) trait Lanes: Copy {
+    /// Rows of a product's block that fit the registers, of [`Self::WIDTH`] vectors each.
+    const ROWS: usize;
+    /// Vectors in a row of such a block: 1 or 2.
+    const WIDTH: usize;
+
+    unsafe fn zero() -> Self;
+    /// One float in all lanes.
+    unsafe fn splat(from: *const f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self + x * y`; whether the product is rounded before is the processor's.
+    unsafe fn add_product(self, x: Self, y: Self) -> Self;
+    /// Zero where less than zero; a NaN stays.
+    unsafe fn rectified(self) -> Self;
+    /// Zero where `by` is not greater than zero.
+    unsafe fn where_positive(self, by: Self) -> Self;
+}
+
+/// Asks for a line that is wanted soon. A place outside is asked for in vain and does no harm.
+#[inline(always)]
+pub(super) fn ask(place: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing that the program sees and never faults.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// For any processor.
+#[derive(Clone, Copy)]
+pub(super) struct Plain([f32; LANES]);
+
+impl Plain {
+    #[inline(always)]
+    fn zip(self, other: Self, with: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| with(self.0[i], other.0[i])))
+    }
+}
+
+impl Lanes for Plain {
+    const ROWS: usize = 2;
+    const WIDTH: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Self([unsafe { *from }; LANES])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's; floats may stand anywhere a float may.
+        Self(unsafe { from.cast::<[f32; LANES]>().read() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as `load`.
+        unsafe { to.cast::<[f32; LANES]>().write(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |x, y| x + y)
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, x: Self, y: Self) -> Self {
+        self.zip(x.zip(y, |x, y| x * y), |sum, product| sum + product)
+    }
+
+    #[inline(always)]
+    unsafe fn rectified(self) -> Self {
+        Self(self.0.map(|x| if x < 0.0 { 0.0 } else { x }))
+    }
+
+    #[inline(always)]
+    unsafe fn where_positive(self, by: Self) -> Self {
+        self.zip(by, |x, by| if by > 0.0 { x } else { 0.0 })
+    }
+}
+
+/// One 512-bit register.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for Avx512 {
+    // 14 x 2 sums, two vectors of the right operand and one broadcast: 31 of 32 registers
+    const ROWS: usize = 14;
+    const WIDTH: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's, here and below.
+        Self(unsafe { _mm512_setzero_ps() })
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { _mm512_set1_ps(*from) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, x: Self, y: Self) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { _mm512_fmadd_ps(x.0, y.0, self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn rectified(self) -> Self {
+        // where one is a NaN, the second operand is taken
+        // SAFETY: the caller's.
+        Self(unsafe { _mm512_max_ps(_mm512_setzero_ps(), self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn where_positive(self, by: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe {
+            let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(by.0, _mm512_setzero_ps());
+            Self(_mm512_maskz_mov_ps(positive, self.0))
+        }
+    }
+}
+
+/// Two 256-bit registers.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(super) struct Avx2(__m256, __m256);
+
+#[cfg(target_arch = "x86_64")]
+impl Lanes for Avx2 {
+    // 6 x 2 sums, two registers of the right operand and one broadcast: 15 of 16 registers
+    const ROWS: usize = 6;
+    const WIDTH: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller's, here and below.
+        unsafe { Self(_mm256_setzero_ps(), _mm256_setzero_ps()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        let all = unsafe { _mm256_set1_ps(*from) };
+        Self(all, all)
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe {
+            _mm256_storeu_ps(to, self.0);
+            _mm256_storeu_ps(to.add(8), self.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(self, x: Self, y: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self(_mm256_fmadd_ps(x.0, y.0, self.0), _mm256_fmadd_ps(x.1, y.1, self.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn rectified(self) -> Self {
+        // where one is a NaN, the second operand is taken
+        // SAFETY: the caller's.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            Self(_mm256_max_ps(zero, self.0), _mm256_max_ps(zero, self.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn where_positive(self, by: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe {
+            let zero = _mm256_setzero_ps();
+            let low = _mm256_cmp_ps::<_CMP_GT_OQ>(by.0, zero);
+            let high = _mm256_cmp_ps::<_CMP_GT_OQ>(by.1, zero);
+            Self(_mm256_and_ps(low, self.0), _mm256_and_ps(high, self.1))
+        }
+    }
+}

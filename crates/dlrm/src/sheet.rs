@@ -1,0 +1,61 @@
+//! A matrix whose rows each begin a cache line, with as many floats after a row as make whole lines:
+//! what vectors are read from and written to. Floats past a row's width are nobody's.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::kernels::LANES;
+
+/// A cache line.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+/// So many floats from row to row let neighbouring rows share a cache's sets: one line more does
+/// not.
+const CROWDED: usize = 128;
+
+/// A matrix of zeros at first.
+pub(crate) struct Sheet {
+    lines: Vec<Line>,
+    stride: usize,
+}
+
+impl Sheet {
+    /// Rows of `width` floats, a line or more apart.
+    pub(crate) fn new(rows: usize, width: usize) -> Self {
+        let whole = width.next_multiple_of(LANES);
+        let stride = if whole.is_multiple_of(CROWDED) { whole + LANES } else { whole };
+        Self::with_stride(rows, stride)
+    }
+
+    /// Rows of `stride` floats, whole lines, with nothing between them.
+    pub(crate) fn with_stride(rows: usize, stride: usize) -> Self {
+        assert!(stride.is_multiple_of(LANES), "a stride of {stride}");
+        Self { lines: vec![Line([0.0; LANES]); rows * stride / LANES], stride }
+    }
+
+    /// Floats from one row to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The first rows, with all that lies between them.
+    pub(crate) fn rows(&self, count: usize) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..count * self.stride]
+    }
+
+    /// The first rows, with all that lies between them.
+    pub(crate) fn rows_mut(&mut self, count: usize) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..count * self.stride]
+    }
+
+    /// All floats.
+    pub(crate) fn all_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+
+    /// All floats.
+    pub(crate) fn all(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.lines)
+    }
+}
