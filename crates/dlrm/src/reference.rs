@@ -74,13 +74,8 @@ pub fn row_gradients(
 
 /// Each sample's loss, and the gradient of their mean by each logit.
 pub fn losses_of_logits(loss: Loss, logits: &[f32], labels: &[f32]) -> (Vec<f64>, Vec<f32>) {
-    let mut gradient = vec![0.0; logits.len()];
-    let samples = logits.iter().zip(labels).zip(&mut gradient);
-    let of = |((logit, label), gradient): ((&f32, &f32), &mut f32)| {
-        let gradient = std::slice::from_mut(gradient);
-        loss.of_logits(&[*logit], &[*label], logits.len(), gradient)
-    };
-    (samples.map(of).collect(), gradient)
+    let samples = logits.iter().zip(labels);
+    samples.map(|(&logit, &label)| loss.of_logit(logit, label, logits.len())).unzip()
 }
 
 fn pairs(vectors: usize, with_itself: bool) -> usize {
