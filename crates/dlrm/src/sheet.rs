@@ -1,5 +1,5 @@
-//! A matrix whose rows each begin a cache line, with as many floats after a row as make whole lines:
-//! what vectors are read from and written to. Floats past a row's width are nobody's.
+//! A matrix whose rows each begin a cache line, with as many floats after a row as make whole
+//! lines: what vectors are read from and written to. Floats past a row's width are nobody's.
 
 use bytemuck::{Pod, Zeroable};
 

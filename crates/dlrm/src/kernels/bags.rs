@@ -101,7 +101,7 @@ unsafe fn spread_vectors<L: Lanes, const N: usize>(
     rows: &mut [f32],
 ) {
     let dim = N * LANES;
-    // SAFETY: every row was found inside, as long as N vectors; so is the gradient, says the caller.
+    // SAFETY: every row was found inside, as long as N vectors; the caller says so of the gradient.
     unsafe {
         let vectors: [L; N] = load(gradient);
         for (i, &index) in indices.iter().enumerate() {

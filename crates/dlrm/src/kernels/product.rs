@@ -284,7 +284,11 @@ mod tests {
     proptest! {
         #[test]
         fn products_agree_with_three_loops_in_doubles(
-            m in 1_usize..40, n in 1_usize..70, k in 1_usize..40, turned: bool, seed in any::<u32>(),
+            m in 1_usize..40,
+            n in 1_usize..70,
+            k in 1_usize..40,
+            turned: bool,
+            seed in any::<u32>(),
         ) {
             let whole = n.next_multiple_of(LANES);
             let (a, b) = (noise(seed, 2 * m * k), noise(!seed, 2 * k * whole));
@@ -293,7 +297,11 @@ mod tests {
                 let (row, column) = if turned { (1, m) } else { (k, 1) };
                 Term {
                     left: Left { values: &a[t * m * k..][..m * k], row, column },
-                    right: Right { values: &b[t * k * whole..][..k * whole], panel: PANEL, row: whole },
+                    right: Right {
+                        values: &b[t * k * whole..][..k * whole],
+                        panel: PANEL,
+                        row: whole,
+                    },
                     inner: k,
                 }
             };

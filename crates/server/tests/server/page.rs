@@ -116,7 +116,7 @@ fn psctl_tells_rows_and_hits() {
     assert_eq!(psctl(&rules).1, "d is table 3\n");
     let (_, text, _) = psctl(&["--server", &address, "tables"]);
     let last = text.lines().last().unwrap().split_whitespace().collect::<Vec<_>>();
-    assert_eq!(last, ["d", "after", "3", "sights", "0", "7d", "0"], "{text}");
+    assert_eq!(last, ["d", "after", "3", "sights", "0", "7d", "0", "0"], "{text}");
     let other = ["--server", &address, "create-table", "--name", "c", "--dim", "9"];
     let (code, _, err) = psctl(&other);
     assert_eq!(code, format!("{:?}", std::process::ExitCode::from(2)));
