@@ -62,7 +62,7 @@ pub const TIER_BYTES: &str = "embedding_ps_tier_bytes";
 pub const HIT_KEYS: &str = "embedding_ps_hit_keys";
 /// Keys looked for in a tier and not found, by table, tier and cause. Counter. The cause is
 /// `first_touch`: the row was nowhere; or `capacity`: it was in a tier below. There is no third: a
-/// row that fits the budget stays whatever its neighbours are, for a full set spills into a stash,
+/// row that fits the budget stays whatever its neighbours are, for a full bucket passes rows on,
 /// so no miss is due to a conflict. (In GPU memory a set may be full of staged rows; a row that
 /// finds no place there counts as capacity.) A tier's conditional hit rate is its hits over its
 /// hits and misses; its overall one, its hits over those of the topmost tier and the keys not
