@@ -261,7 +261,10 @@ impl Bench<'_> {
         const FEATURES: u32 = 26;
         clear(memory)?;
         let samples = self.sizes.batch;
-        let shape = Interaction { vectors: FEATURES + 1, dim, with_itself: false };
+        let (vectors, precision) = (FEATURES + 1, Precision::F32);
+        let shape = Interaction { vectors, dim, with_itself: false, precision };
+        let in_tf32 = Interaction { precision: Precision::Tf32, ..shape };
+        let in_brains = Interaction { precision: Precision::Bf16, ..shape };
         let bags = samples * u64::from(FEATURES);
         let row_bytes = u64::from(dim) * 4;
         let slots = table.bytes() / row_bytes;
@@ -284,29 +287,39 @@ impl Bench<'_> {
         let crossed = memory.buffer(crossed_bytes)?;
         features.fill(self.stream, 0x3c)?;
         let (stream, kernels) = (self.stream, self.kernels);
+        let forward = |shape| kernels.interact(stream, shape, samples, &features, &crossed, width);
+        let backward = |shape| {
+            let crossed_gradient = &crossed;
+            kernels.interact_backward(
+                stream,
+                shape,
+                samples,
+                &features,
+                crossed_gradient,
+                width,
+                &gradient,
+            )
+        };
         let seconds = self.race(&mut [
             &mut || gradient.copy_from(stream, &features),
             &mut || kernels.pool(stream, &rows, &bags, &features),
-            &mut || kernels.interact(stream, shape, samples, &features, &crossed, width),
-            &mut || {
-                let crossed_gradient = &crossed;
-                kernels.interact_backward(
-                    stream,
-                    shape,
-                    samples,
-                    &features,
-                    crossed_gradient,
-                    width,
-                    &gradient,
-                )
-            },
+            &mut || forward(shape),
+            &mut || forward(in_tf32),
+            &mut || forward(in_brains),
+            &mut || backward(shape),
+            &mut || backward(in_tf32),
+            &mut || backward(in_brains),
         ])?;
         let limit = 2.0 * features_bytes as f64 / seconds[0] / GIGA;
         let (f, c) = (features_bytes as f64, crossed_bytes as f64);
         for (id, moved, seconds) in [
             ("pool", 2.0 * rows.bytes() as f64, seconds[1]),
             ("interact", f + c, seconds[2]),
-            ("interact_backward", 2.0 * f + c, seconds[3]),
+            ("interact_tf32", f + c, seconds[3]),
+            ("interact_bf16", f + c, seconds[4]),
+            ("interact_backward", 2.0 * f + c, seconds[5]),
+            ("interact_backward_tf32", 2.0 * f + c, seconds[6]),
+            ("interact_backward_bf16", 2.0 * f + c, seconds[7]),
         ] {
             let micros = seconds * 1e6;
             let case = format!("{name} shape, batch {samples}, {micros:.1} us");

@@ -8,6 +8,7 @@ mod dense_vectors;
 pub mod fused;
 pub mod libraries;
 pub mod report;
+mod tensor_vectors;
 pub mod tier;
 pub mod training;
 pub mod vectors;

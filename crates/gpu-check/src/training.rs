@@ -351,7 +351,7 @@ pub fn quality(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Re
         small_rows(&buffer)?;
         let table = ResidentTable { rows: buffer, states: None, optimizer: Optimizer::Sgd };
         let model = Model::new(shape.clone(), DenseOptimizer::Sgd, 1, 7, 1)?;
-        let options = DeviceOptions { precision, graphs: true };
+        let options = DeviceOptions { precision, ..DeviceOptions::default() };
         let mut model = DeviceModel::new(device.clone(), model, batch, options)?;
         for batch in &batches[..count] {
             model.resident_step(batch, &table, 0.1, 0.1)?;
@@ -409,25 +409,19 @@ pub fn speed(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Resu
     let name = &device.description().name;
     let is_known = name.contains("H100") || name.contains("H200");
     for (precision, name) in PRECISIONS {
-        let model = Model::new(shape.clone(), DenseOptimizer::Sgd, 1, 7, 1)?;
-        let options = DeviceOptions { precision, graphs: true };
-        let mut model = DeviceModel::new(device.clone(), model, sizes.batch, options)?;
-        let mut rounds = Vec::new();
-        for round in 0..=3 {
-            let began = Instant::now();
-            let steps = if round == 0 { 2 * BATCHES } else { sizes.steps };
-            for batch in batches.iter().cycle().take(steps) {
-                model.resident_step(batch, &table, 0.01, 0.01)?;
-            }
-            let loss = model.resident_loss()?;
-            model.host()?; // waits for all
-            ensure!(loss.is_finite(), "the loss is {loss}");
-            if round > 0 {
-                rounds.push((steps * sizes.batch) as f64 / began.elapsed().as_secs_f64());
-            }
+        let options = DeviceOptions { precision, ..DeviceOptions::default() };
+        let (ours, batch) = (samples_per_s(device, sizes, options, &batches, &table)?, sizes.batch);
+        if precision != Precision::F32 {
+            let plain = DeviceOptions { tensor_interaction: false, ..options };
+            report.add(Row {
+                id: format!("training.kaggle_{name}.tensor_interaction"),
+                case: format!("batch {batch}, beside the interaction in 32 bits"),
+                unit: "samples/s",
+                ours,
+                limit: samples_per_s(device, sizes, plain, &batches, &table)?,
+                goal: None,
+            });
         }
-        rounds.sort_by(f64::total_cmp);
-        let (ours, batch) = (rounds[1], sizes.batch);
         let held = is_known && precision == Precision::Tf32;
         report.add(Row {
             id: format!("training.kaggle_{name}"),
@@ -450,6 +444,34 @@ pub fn speed(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Resu
         }
     }
     Ok(())
+}
+
+/// The median of three rounds over the batches, after one that warms up.
+fn samples_per_s(
+    device: &Device,
+    sizes: TrainingSizes,
+    options: DeviceOptions,
+    batches: &[ResidentBatch],
+    table: &ResidentTable,
+) -> Result<f64> {
+    let model = Model::new(kaggle(), DenseOptimizer::Sgd, 1, 7, 1)?;
+    let mut model = DeviceModel::new(device.clone(), model, sizes.batch, options)?;
+    let mut rounds = Vec::new();
+    for round in 0..=3 {
+        let began = Instant::now();
+        let steps = if round == 0 { 2 * batches.len() } else { sizes.steps };
+        for batch in batches.iter().cycle().take(steps) {
+            model.resident_step(batch, table, 0.01, 0.01)?;
+        }
+        let loss = model.resident_loss()?;
+        model.host()?; // waits for all
+        ensure!(loss.is_finite(), "the loss is {loss}");
+        if round > 0 {
+            rounds.push((steps * sizes.batch) as f64 / began.elapsed().as_secs_f64());
+        }
+    }
+    rounds.sort_by(f64::total_cmp);
+    Ok(rounds[1])
 }
 
 /// PyTorch's samples a second by the precision of its products; none where there is no PyTorch that

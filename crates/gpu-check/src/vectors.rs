@@ -2,6 +2,7 @@
 
 use dlrm::reference::{interact, interact_backward, pool_rows, row_gradients};
 use dlrm::{FeatureRows, Pooling};
+use gpu::Precision;
 use gpu::kernels::{BLOCK, Interaction, WARP, grid};
 use gpu::vectors::{Argument, Case, buffer, floats, memory_of, offsets};
 use table::mix;
@@ -27,7 +28,8 @@ pub fn cases() -> Vec<Case> {
     .into_iter()
     .enumerate()
     {
-        let shape = Interaction { vectors, dim, with_itself };
+        let precision = Precision::F32;
+        let shape = Interaction { vectors, dim, with_itself, precision };
         cases.extend(interactions(100 + seed as u64, shape, samples, blocks_max));
     }
     for (seed, (features, dim, samples, longest, blocks_max)) in
@@ -38,11 +40,12 @@ pub fn cases() -> Vec<Case> {
         cases.extend(pools(200 + seed as u64, features, dim, samples, longest, blocks_max));
     }
     cases.extend(crate::dense_vectors::cases());
+    cases.extend(crate::tensor_vectors::cases());
     cases
 }
 
 fn interactions(seed: u64, shape: Interaction, samples: usize, blocks_max: u32) -> [Case; 2] {
-    let Interaction { vectors, dim, with_itself } = shape;
+    let Interaction { vectors, dim, with_itself, .. } = shape;
     let (n, d) = (vectors as usize, dim as usize);
     let features = floats(seed, 0, samples * n * d);
     let crossed_gradient = floats(seed, 1, samples * shape.width() as usize);

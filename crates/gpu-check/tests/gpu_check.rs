@@ -64,6 +64,7 @@ fn all_of_it_runs_against_a_pretended_cuda() {
     for id in [
         "vectors.update_adam",
         "vectors.interact_backward",
+        "vectors.interact_backward_tf32",
         "vectors.product_bf16",
         "vectors.layer_bf16",
         "vectors.far_rows",
@@ -75,6 +76,7 @@ fn all_of_it_runs_against_a_pretended_cuda() {
         "training.tiny.adagrad",
         "training.auc.bf16",
         "training.kaggle_tf32",
+        "training.kaggle_bf16.tensor_interaction",
         "copy.from_device",
         "product.tf32",
         "gather.device_64",
@@ -82,10 +84,11 @@ fn all_of_it_runs_against_a_pretended_cuda() {
         "gather.pinned_512",
         "update.rowwise_adagrad_64",
         "interact.kaggle",
+        "interact_backward_bf16.terabyte",
     ] {
         assert!(ids.contains(&id), "{id} is not among {ids:?}");
     }
-    assert_eq!(std::fs::read_dir(&code).unwrap().count(), 4, "the code of each source is kept");
+    assert_eq!(std::fs::read_dir(&code).unwrap().count(), 5, "the code of each source is kept");
     let again = gpu_check(Some(PretendedCuda::get()), &arguments, &[]);
     assert!(again.status.success(), "with code from the folder: {again:?}");
 }

@@ -30,6 +30,9 @@
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -65,6 +68,7 @@ struct Warp {
     Barrier barrier;
     unsigned mask = 0;
     uint64_t values[WARP];
+    unsigned fragments[WARP][6]; // of a tile's left and right side: tensor.h
 };
 
 // The one block that runs.

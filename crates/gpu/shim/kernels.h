@@ -3,10 +3,13 @@
 #pragma once
 
 #include "cuda.h"
+#include "tensor.h"
 
 #include "../kernels/rows.cu"
 
 #include "../kernels/network.cu"
+
+#include "../kernels/tensor.cu"
 
 #include "../kernels/cache.cu"
 
@@ -70,6 +73,10 @@ constexpr size_t arity(void (*)(A...)) {
     DO(sum_weighted_gradients) \
     DO(interact) \
     DO(interact_backward) \
+    DO(interact_tf32) \
+    DO(interact_brains) \
+    DO(interact_backward_tf32) \
+    DO(interact_backward_brains) \
     DO(find_slots) \
     DO(insert_slots) \
     DO(clear_slots) \

@@ -1,5 +1,7 @@
 //! The kernels' source and how each is launched. It launches nothing and needs no device.
 
+use crate::Precision;
+
 /// A source that is compiled for the device at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
@@ -39,6 +41,18 @@ pub const NETWORK: Source = Source {
     ],
 };
 
+/// The dot interaction by tensor cores, both ways.
+pub const TENSOR: Source = Source {
+    name: "tensor.cu",
+    text: include_str!("../kernels/tensor.cu"),
+    kernels: &[
+        "interact_tf32",
+        "interact_brains",
+        "interact_backward_tf32",
+        "interact_backward_brains",
+    ],
+};
+
 /// The table of a cache: which key has which slot; and rows that move in and out.
 pub const CACHE: Source = Source {
     name: "cache.cu",
@@ -70,7 +84,7 @@ pub const DENSE: Source = Source {
 };
 
 /// Every source.
-pub const ALL: [Source; 4] = [ROWS, NETWORK, CACHE, DENSE];
+pub const ALL: [Source; 5] = [ROWS, NETWORK, TENSOR, CACHE, DENSE];
 
 /// Slots of a set of the cache's table: one for each thread of a warp.
 pub const WAYS: u32 = WARP;
@@ -87,6 +101,12 @@ pub const STRETCH_COLUMNS: u32 = 32;
 /// Terms of a row's gradient that one thread sums; a row that has more gets a block.
 pub const FEW: u32 = 32;
 
+/// Vectors of a tile that tensor cores take.
+pub const TILE: u32 = 16;
+
+/// Floats between two rows of a tile's slopes.
+const BETWEEN: u32 = 4;
+
 /// Threads of a warp.
 pub const WARP: u32 = 32;
 
@@ -99,6 +119,9 @@ pub struct Interaction {
     pub dim: u32,
     /// Whether a vector meets itself.
     pub with_itself: bool,
+    /// In which numbers they are multiplied: in fewer bits than 32 by tensor cores, where
+    /// [`Interaction::by_tensor_cores`] says so, else in 32 bits.
+    pub precision: Precision,
 }
 
 impl Interaction {
@@ -113,12 +136,50 @@ impl Interaction {
         self.dim + self.pairs()
     }
 
+    /// The same in 32-bit floats.
+    pub fn plain(self) -> Self {
+        Self { precision: Precision::F32, ..self }
+    }
+
+    /// Whether tensor cores multiply: in fewer bits, where vectors are of a multiple of four floats
+    /// and what a sample shares finds room, both ways.
+    pub fn by_tensor_cores(self) -> bool {
+        let fits = |backward| self.tiles_bytes(backward).is_some_and(|b| b <= SHARED_BYTES_MAX);
+        self.precision != Precision::F32 && self.dim.is_multiple_of(4) && fits(false) && fits(true)
+    }
+
+    /// The kernel that does it.
+    pub fn kernel(self, backward: bool) -> &'static str {
+        match (self.by_tensor_cores().then_some(self.precision), backward) {
+            (None | Some(Precision::F32), false) => "interact",
+            (None | Some(Precision::F32), true) => "interact_backward",
+            (Some(Precision::Tf32), false) => "interact_tf32",
+            (Some(Precision::Tf32), true) => "interact_backward_tf32",
+            (Some(Precision::Bf16), false) => "interact_brains",
+            (Some(Precision::Bf16), true) => "interact_backward_brains",
+        }
+    }
+
+    /// Bytes that a sample shares where tensor cores multiply: its products, or its slopes as a
+    /// square.
+    fn tiles_bytes(self, backward: bool) -> Option<u32> {
+        let padded = self.vectors.checked_next_multiple_of(TILE)?;
+        if backward {
+            return padded.checked_mul(padded.checked_add(BETWEEN)?)?.checked_mul(4);
+        }
+        padded.checked_mul(padded).map(|_| 4 * self.pairs())
+    }
+
     /// Warps of a block, and the bytes that they share: as many warps, up to a whole block, as find
     /// room. None where not even one does.
     pub fn warps(self, backward: bool) -> Option<(u32, u32)> {
-        let slopes = if backward { self.pairs() } else { 0 };
-        let floats = self.vectors.checked_mul(self.dim.checked_add(1)?)?.checked_add(slopes)?;
-        let bytes = floats.checked_mul(4)?;
+        let bytes = if self.by_tensor_cores() {
+            self.tiles_bytes(backward)?
+        } else {
+            let slopes = if backward { self.pairs() } else { 0 };
+            let floats = self.vectors.checked_mul(self.dim.checked_add(1)?)?.checked_add(slopes)?;
+            floats.checked_mul(4)?
+        };
         let warps = (SHARED_BYTES_MAX / bytes.max(1)).min(BLOCK / WARP);
         (warps > 0).then_some((warps, warps * bytes))
     }
@@ -161,16 +222,41 @@ mod tests {
             let line = format!("#define {name} {value}u\n");
             assert!(DENSE.text.contains(&line), "{line}");
         }
+        for (name, value) in [("TILE", TILE), ("BETWEEN", BETWEEN)] {
+            let line = format!("#define {name} {value}u\n");
+            assert!(TENSOR.text.contains(&line), "{line}");
+        }
     }
 
     #[test]
     fn an_interactions_warps_share_what_a_block_may_share() {
-        let shape = |vectors, dim| Interaction { vectors, dim, with_itself: false };
+        let precision = Precision::F32;
+        let shape = |vectors, dim| Interaction { vectors, dim, with_itself: false, precision };
         assert_eq!(shape(27, 16).pairs(), 351);
         assert_eq!(shape(27, 16).warps(false), Some((8, 8 * 27 * 17 * 4)));
         assert_eq!(shape(27, 128).warps(true), Some((3, 3 * (27 * 129 + 351) * 4)));
         assert_eq!(shape(100, 128).warps(false), None, "51,600 bytes");
         assert_eq!(shape(u32::MAX, 128).warps(false), None);
+    }
+
+    #[test]
+    fn tensor_cores_take_what_they_can_and_leave_the_rest() {
+        let shape =
+            |vectors, dim, precision| Interaction { vectors, dim, with_itself: false, precision };
+        let kaggle = shape(27, 16, Precision::Tf32);
+        assert_eq!(kaggle.kernel(false), "interact_tf32");
+        assert_eq!(kaggle.warps(false), Some((8, 8 * 351 * 4)));
+        assert_eq!(kaggle.warps(true), Some((8, 8 * 32 * 36 * 4)));
+        assert_eq!(kaggle.plain().kernel(true), "interact_backward");
+        assert_eq!(shape(27, 128, Precision::Bf16).kernel(true), "interact_backward_brains");
+        assert_eq!(shape(27, 128, Precision::Bf16).warps(true), Some((8, 8 * 32 * 36 * 4)));
+        // no vectors of four floats; slopes of more than 48 KiB
+        for left in [shape(27, 18, Precision::Tf32), shape(112, 16, Precision::Tf32)] {
+            assert_eq!(left.kernel(false), "interact", "{left:?}");
+        }
+        assert_eq!(shape(u32::MAX, 4, Precision::Tf32).kernel(false), "interact");
+        let alone = shape(1, 4, Precision::Bf16);
+        assert_eq!(alone.warps(false), Some((8, 0)), "no product");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use table::Optimizer;
 
 use crate::device::{Device, Stream};
-use crate::kernels::{ALL, BLOCK, CACHE, DENSE, Interaction, NETWORK, ROWS, WARP, grid};
+use crate::kernels::{ALL, BLOCK, CACHE, DENSE, Interaction, NETWORK, ROWS, TENSOR, WARP, grid};
 use crate::memory::{Buffer, Memory};
 use crate::module::{Module, Threads, Value};
 use crate::{Code, Error, Result};
@@ -20,9 +20,11 @@ const FLOAT_BYTES: u64 = 4;
 pub struct Kernels {
     rows: Module,
     pub(crate) network: Module,
+    tensor: Module,
     cache: Module,
     pub(crate) dense: Module,
     pub(crate) blocks_max: u32,
+    has_tensor_cores: bool,
 }
 
 /// Rows where they lie, in device memory or in pinned host memory: a list of addresses on the
@@ -157,10 +159,12 @@ impl Kernels {
     ) -> std::result::Result<Self, E> {
         let rows = Module::load(device, ROWS, &code(ROWS)?)?;
         let network = Module::load(device, NETWORK, &code(NETWORK)?)?;
+        let tensor = Module::load(device, TENSOR, &code(TENSOR)?)?;
         let cache = Module::load(device, CACHE, &code(CACHE)?)?;
         let dense = Module::load(device, DENSE, &code(DENSE)?)?;
         let blocks_max = device.description().multiprocessors * BLOCKS_OF_A_MULTIPROCESSOR;
-        Ok(Self { rows, network, cache, dense, blocks_max })
+        let has_tensor_cores = device.description().compute_capability.major >= 8;
+        Ok(Self { rows, network, tensor, cache, dense, blocks_max, has_tensor_cores })
     }
 
     /// The module that a kernel is in.
@@ -169,6 +173,7 @@ impl Kernels {
         match source {
             Some(ROWS) => Ok(&self.rows),
             Some(NETWORK) => Ok(&self.network),
+            Some(TENSOR) => Ok(&self.tensor),
             Some(DENSE) => Ok(&self.dense),
             Some(_) => Ok(&self.cache),
             None => Err(Error::NoKernel(kernel.to_owned())),
@@ -277,7 +282,8 @@ impl Kernels {
         crossed: &Buffer,
         width: u32,
     ) -> Result<()> {
-        let Interaction { vectors, dim, with_itself } = shape;
+        let shape = self.as_can_be(shape);
+        let Interaction { vectors, dim, with_itself, .. } = shape;
         let threads = self.interaction_threads(shape, samples, false)?;
         length("features", features, samples * u64::from(vectors) * u64::from(dim) * FLOAT_BYTES)?;
         crossed_length(shape, samples, crossed, width)?;
@@ -291,7 +297,7 @@ impl Kernels {
             Value::U64(samples),
         ];
         // SAFETY: the signature's values, lengths checked just above, shared bytes by the shape.
-        unsafe { self.network.launch(stream, "interact", threads, &values) }
+        unsafe { self.module_of_shape(shape).launch(stream, shape.kernel(false), threads, &values) }
     }
 
     /// Its reverse. crossed_gradient: [samples, width], of which the first columns are read;
@@ -306,7 +312,8 @@ impl Kernels {
         width: u32,
         gradient: &Buffer,
     ) -> Result<()> {
-        let Interaction { vectors, dim, with_itself } = shape;
+        let shape = self.as_can_be(shape);
+        let Interaction { vectors, dim, with_itself, .. } = shape;
         let threads = self.interaction_threads(shape, samples, true)?;
         let features_bytes = samples * u64::from(vectors) * u64::from(dim) * FLOAT_BYTES;
         length("features", features, features_bytes)?;
@@ -323,11 +330,20 @@ impl Kernels {
             Value::U64(samples),
         ];
         // SAFETY: the signature's values, lengths checked just above, shared bytes by the shape.
-        unsafe { self.network.launch(stream, "interact_backward", threads, &values) }
+        unsafe { self.module_of_shape(shape).launch(stream, shape.kernel(true), threads, &values) }
     }
 
     pub(crate) fn threads(&self, elements: u64) -> Threads {
         Threads { grid: grid(elements, self.blocks_max), block: BLOCK, shared_bytes: 0 }
+    }
+
+    /// The shape in 32 bits where the device has no tensor cores for fewer.
+    fn as_can_be(&self, shape: Interaction) -> Interaction {
+        if self.has_tensor_cores { shape } else { shape.plain() }
+    }
+
+    fn module_of_shape(&self, shape: Interaction) -> &Module {
+        if shape.by_tensor_cores() { &self.tensor } else { &self.network }
     }
 
     fn interaction_threads(

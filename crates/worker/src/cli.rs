@@ -525,7 +525,7 @@ impl DeviceArgs {
             ProductPrecision::Tf32 => Precision::Tf32,
             ProductPrecision::Bf16 => Precision::Bf16,
         };
-        DeviceOptions { precision, graphs: !self.no_cuda_graph }
+        DeviceOptions { precision, graphs: !self.no_cuda_graph, ..DeviceOptions::default() }
     }
 }
 

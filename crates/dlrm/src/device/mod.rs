@@ -37,15 +37,18 @@ const BROUGHT_AT: u64 = 256;
 /// How a model works on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceOptions {
-    /// In which numbers products are made; all else is 32-bit floats.
+    /// In which numbers products are made, those of the interaction too; all else is 32-bit floats.
     pub precision: Precision,
+    /// Whether the interaction's are made by tensor cores, where the precision and the shape let
+    /// them; without, it is in 32-bit floats, to compare with.
+    pub tensor_interaction: bool,
     /// Whether work is recorded and played as one.
     pub graphs: bool,
 }
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { precision: Precision::F32, graphs: true }
+        Self { precision: Precision::F32, tensor_interaction: true, graphs: true }
     }
 }
 
@@ -74,6 +77,7 @@ pub struct DeviceModel {
 
 /// Activations and their gradients, for the largest batch.
 struct StepMemory {
+    dots: Option<Dots>, // how features meet
     bottom: Layers,
     top: Layers,
     features: Buffer,          // [batch, 1 + features, dim]
@@ -118,8 +122,9 @@ impl DeviceModel {
             let (found, expected) = (batch_max.to_string(), "1 to 2^32 - 1".to_owned());
             return Err(Error::Field { field: "largest batch", found, expected });
         }
-        if let Some(dots) = dots(&architecture)
-            && dots.warps(true).is_none()
+        let dots = dots(&architecture, options);
+        if let Some(dots) = dots
+            && dots.plain().warps(true).is_none()
         {
             return Err(Error::Field {
                 field: "interaction on a device",
@@ -132,7 +137,7 @@ impl DeviceModel {
             + StepMemory::bytes(&architecture, batch_max, machine.brief());
         let mut memory = Memory::take(&machine.device, bytes)?;
         let arena = Arena::new(&mut memory, &host, machine.brief())?;
-        let step = StepMemory::new(&machine, &mut memory, &architecture, batch_max)?;
+        let step = StepMemory::new(&machine, &mut memory, &architecture, dots, batch_max)?;
         let room = Room::one_hot(&architecture, batch_max);
         let slots =
             [Slot::new(&machine, &architecture, room)?, Slot::new(&machine, &architecture, room)?];
@@ -446,12 +451,14 @@ fn check(
 }
 
 /// The shape of the dot interaction, if that is how features meet.
-fn dots(architecture: &Architecture) -> Option<Dots> {
+fn dots(architecture: &Architecture, options: DeviceOptions) -> Option<Dots> {
+    let DeviceOptions { precision, tensor_interaction, .. } = options;
+    let precision = if tensor_interaction { precision } else { Precision::F32 };
     let (vectors, dim) =
         (architecture.features as u32 + 1, architecture.sparse_feature_size as u32);
     match architecture.interaction {
-        Interaction::Dot => Some(Dots { vectors, dim, with_itself: false }),
-        Interaction::DotWithItself => Some(Dots { vectors, dim, with_itself: true }),
+        Interaction::Dot => Some(Dots { vectors, dim, with_itself: false, precision }),
+        Interaction::DotWithItself => Some(Dots { vectors, dim, with_itself: true, precision }),
         Interaction::Cat => None,
     }
 }
@@ -474,6 +481,7 @@ impl StepMemory {
         machine: &Machine,
         memory: &mut Memory,
         architecture: &Architecture,
+        dots: Option<Dots>,
         batch: usize,
     ) -> Result<Self> {
         let bottom_widths = &architecture.mlp_bottom;
@@ -486,6 +494,7 @@ impl StepMemory {
         let (crossed, crossed_gradient) = (crossed()?, crossed()?);
         crossed.clear(machine)?; // columns that nobody writes are zero
         let step = Self {
+            dots,
             bottom,
             top,
             features: memory.buffer(vectors)?,
@@ -568,7 +577,7 @@ impl Doing<'_> {
         let crossed = step.crossed.floats(batch)?;
         let crossed_matrix = step.crossed.matrix(&crossed, batch);
         let features_matrix = self.features_matrix(&features, batch);
-        match dots(architecture) {
+        match step.dots {
             Some(shape) => {
                 let to = Columns { matrix: features_matrix, first: 0 };
                 kernels.copy_columns(compute, from, to, x_width)?;
@@ -615,7 +624,7 @@ impl Doing<'_> {
         let features = self.features(&step.features, batch)?;
         let gradient = self.features(&step.features_gradient, batch)?;
         let crossed = step.crossed_gradient.floats(batch)?;
-        match dots(architecture) {
+        match step.dots {
             Some(shape) => {
                 let width = step.crossed.width as u32;
                 let samples = batch as u64;
@@ -657,7 +666,7 @@ impl Doing<'_> {
         let to = Columns { matrix: x_gradient.matrix(&x_floats, batch), first: 0 };
         let features = self.features(&step.features_gradient, batch)?;
         let crossed = step.crossed_gradient.floats(batch)?;
-        let from = match dots(architecture) {
+        let from = match step.dots {
             Some(_) => self.features_matrix(&features, batch),
             None => step.crossed_gradient.matrix(&crossed, batch),
         };
