@@ -98,6 +98,12 @@ fn recorded_steps_give_the_same_bits_and_so_does_the_next_run() {
     // kernels in place of the library's own bias, ReLU and gradients
     let kernels = train(&Folder::new(), TINY, optimizer, &flags, &[("REFUSE_EPILOGUES", "1")]);
     let host = train(&Folder::new(), TINY, optimizer, &["--dense-optimizer", "adam"], &[]);
+    // the same where the library has advice for what it then refuses: all, the gradient of a ReLU
+    for late in ["all", "152"] {
+        let late = train(&Folder::new(), TINY, optimizer, &flags, &[("REFUSE_LATE", late)]);
+        assert_eq!(late.0, kernels.0);
+        assert!(late.1 == kernels.1, "weights");
+    }
     for other in [kernels, host] {
         let apart = graphs.0.iter().zip(&other.0).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(apart > 0.0 && apart < 2e-5, "{apart}");

@@ -185,10 +185,11 @@ impl Layer<'_> {
     ) -> Result<bool> {
         let plain = matches!(operation.epilogue, Epilogue::None);
         found.asked += u32::from(!plain);
-        match Product::plan_operation(self.products, operation, workspace) {
-            Ok(product) => {
+        let planned = Product::plan_operation(self.products, operation, workspace);
+        let made = planned.and_then(|product| product.run(self.stream, a, b, c));
+        match made {
+            Ok(()) => {
                 found.known += u32::from(!plain);
-                product.run(self.stream, a, b, c)?;
                 Ok(true)
             }
             Err(error) if plain && self.precision != Precision::Bf16 => Err(error.into()),

@@ -8,6 +8,7 @@
 // nothing else about a device: its code is no code, its clock the host's, its products (products.h)
 // plain loops. FLIP_A_BIT_OF, a kernel's name: its first launch comes out wrong, so that a test sees
 // that found; REFUSE_EPILOGUES: products add no bias, as where a library knows none for a shape;
+// REFUSE_LATE, an epilogue's number or `all`: products with it are planned, and refused at their run;
 // FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so is all that waits;
 // IGNORE_WAITS: streams wait for no events, as if a program had forgotten to have them wait.
 #include "kernels.h"

@@ -210,6 +210,11 @@ int cublasLtMatmul(
                  z = *static_cast<Layout*>(d_layout);
     if (*alpha != 1 || *beta != 0) pretended::refuse(call, "factors that are not pretended");
     if (!pretended::fits(how, x, y, z)) return 7;
+    const char* late = std::getenv("REFUSE_LATE");
+    if (late != nullptr && how.epilogue != pretended::NONE) {
+        const bool all = std::strcmp(late, "all") == 0;
+        if (all || how.epilogue == (unsigned)std::atoi(late)) return 15; // not supported
+    }
     pretended::check_place(call, a, x.bytes());
     pretended::check_place(call, b, y.bytes());
     pretended::check_place(call, d, z.bytes());

@@ -135,8 +135,10 @@ pub struct Product {
     algorithm: sys::cublasLtMatmulAlgo_t,
     workspace: Buffer,
     shape: Shape,
-    element_bytes: [u64; 3],              // of a, b and c
-    _written_beside: [Option<Buffer>; 2], // bias and mask
+    element_bytes: [u64; 3], // of a, b and c
+    bias: Option<Buffer>,    // or its gradient
+    bias_is_written: bool,
+    _mask: Option<Buffer>,
 }
 
 // SAFETY: the library's handles may be used from any thread.
@@ -193,7 +195,9 @@ impl Product {
             workspace: workspace.clone(),
             shape,
             element_bytes: [bytes, bytes, result_bytes],
-            _written_beside: [None, None],
+            bias: None,
+            bias_is_written: matches!(epilogue, Epilogue::ReluGradient { .. }),
+            _mask: None,
         };
         let description = result::create_matmul_desc(compute, float);
         product.description = said("cublasLtMatmulDescCreate", description)?;
@@ -240,7 +244,7 @@ impl Product {
         self.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, yes(a))?;
         self.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, of as u32)?;
         if let Some(bias) = bias {
-            self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.address())?;
+            self.point_bias_at(bias)?;
             let float = sys::cudaDataType::CUDA_R_32F as i32;
             self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, float)?;
         }
@@ -249,8 +253,13 @@ impl Product {
             let stride = n.next_multiple_of(MASK_BITS) as i64;
             self.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, stride)?;
         }
-        self._written_beside = [bias.cloned(), mask.cloned()];
+        (self.bias, self._mask) = (bias.cloned(), mask.cloned());
         Ok(())
+    }
+
+    fn point_bias_at(&self, bias: &Buffer) -> Result<()> {
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        self.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias.address())
     }
 
     fn set<T: Copy>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<()> {
@@ -284,6 +293,24 @@ impl Product {
             advice
         };
         Ok(said("cublasLtMatmulAlgoGetHeuristic", advice)?.algo)
+    }
+
+    /// Makes the product once, of whatever is there: a library may refuse only now what it had
+    /// advice for. `c` and the mask are written over, but no gradient of a bias: that goes to the
+    /// first floats of `beside`.
+    pub fn try_on(
+        &self,
+        stream: &Stream,
+        (a, b, c): (&Buffer, &Buffer, &Buffer),
+        beside: &Buffer,
+    ) -> Result<()> {
+        let Some(bias) = self.bias.as_ref().filter(|_| self.bias_is_written) else {
+            return self.run(stream, a, b, c);
+        };
+        self.point_bias_at(&beside.part(0, bias.bytes())?)?;
+        let tried = self.run(stream, a, b, c);
+        self.point_bias_at(bias)?; // the work under way has the other's address already
+        tried
     }
 
     /// Makes the product, in order with the stream's work. Each side is as long as its shape says.

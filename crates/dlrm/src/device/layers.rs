@@ -1,6 +1,8 @@
 //! An MLP on a device: the memory of its layers for the largest batch, and for each size of batch
 //! its products, planned once. Bias, ReLU and their gradients are the products' own where the
-//! library knows how; else kernels do them.
+//! library knows how; else kernels do them. What is planned is tried at once, on memory of the step
+//! that is written over before it is read: the library may refuse at its first run what it had advice
+//! for, and a step that is recorded could not take another way.
 
 use gpu::kernels::STRETCH;
 use gpu::{Buffer, Epilogue, Matrix, Memory, Operation, Precision, Product, Shape, mask_bytes};
@@ -33,6 +35,14 @@ pub(super) struct Layers {
     layers: Vec<Layer>,
     inputs: usize,
     scratch: Buffer, // sums of stretches
+    trial: Buffer,   // as long as the largest weight, for what is tried
+}
+
+/// What goes in before the first layer, and the gradient by it where it is wanted.
+#[derive(Clone, Copy)]
+pub(super) struct Ends<'a> {
+    pub input: &'a Activations,
+    pub input_gradient: Option<&'a Activations>,
 }
 
 /// Its products for one size of batch.
@@ -126,7 +136,8 @@ impl Layers {
         };
         let layers = widths[1..].iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
         let scratch = memory.buffer(scratch_bytes(widths, batch_max))?;
-        Ok(Self { layers, inputs: padded(widths[0]), scratch })
+        let trial = memory.buffer(largest_weight_bytes(widths))?;
+        Ok(Self { layers, inputs: padded(widths[0]), scratch, trial })
     }
 
     /// Bytes that they take.
@@ -136,7 +147,8 @@ impl Layers {
             let mask = mask_bytes(batch_max as u64, width as u64) + 256;
             2 * Activations::bytes(batch_max, width, brief) + mask
         };
-        widths[1..].iter().map(layer).sum::<u64>() + scratch_bytes(widths, batch_max) + 256
+        let beside = scratch_bytes(widths, batch_max) + largest_weight_bytes(widths) + 2 * 256;
+        widths[1..].iter().map(layer).sum::<u64>() + beside
     }
 
     /// What comes out of the last layer, and its gradient.
@@ -145,18 +157,19 @@ impl Layers {
         (&last.output, &last.gradient)
     }
 
-    /// Its products for batches of that size; with or without the gradient by its input.
+    /// Its products for batches of that size, each tried once. It writes over outputs and
+    /// gradients of layers, and over the gradient by the input.
     pub(super) fn plan(
         &self,
         machine: &Machine,
         arena: &Arena,
         batch: usize,
-        with_input_gradient: bool,
+        ends: Ends<'_>,
     ) -> Result<LayerProducts> {
         let plan = |l: usize| {
             let plan = |precision| {
-                let planning = Planning { machine, arena, batch, precision };
-                self.plan_layer(&planning, l, l > 0 || with_input_gradient)
+                let planning = Planning { machine, arena, batch, precision, trial: &self.trial };
+                self.plan_layer(&planning, l, ends)
             };
             match plan(machine.precision) {
                 // the library may know no way in brain floats for some shape
@@ -166,7 +179,7 @@ impl Layers {
         };
         let mut layers = (0..self.layers.len()).map(plan).collect::<Result<Vec<_>>>()?;
         for l in 1..self.layers.len() {
-            self.plan_mask(machine, arena, batch, l, &mut layers);
+            self.plan_mask(machine, arena, batch, l, ends, &mut layers);
         }
         Ok(LayerProducts { layers, batch })
     }
@@ -175,28 +188,36 @@ impl Layers {
         &self,
         planning: &Planning<'_>,
         l: usize,
-        with_input_gradient: bool,
+        ends: Ends<'_>,
     ) -> Result<ProductsOfLayer> {
         let layer = &self.layers[l];
-        let (m, n, k) =
-            (planning.batch as u64, layer.output.width as u64, self.inputs_of(l) as u64);
+        let batch = planning.batch;
+        let (m, n, k) = (batch as u64, layer.output.width as u64, self.inputs_of(l) as u64);
+        let brief = planning.precision == Precision::Bf16;
+        let weight = self.weight(planning.arena, layer, brief)?;
+        let input = self.input(l, ends).side(batch, brief)?;
+        let gradient = layer.gradient.side(batch, brief)?;
         let bias = planning.arena.part(&planning.arena.weights, layer.parameter + 1)?;
         let fused =
             if layer.rectified { Epilogue::BiasAndRelu(&bias) } else { Epilogue::Bias(&bias) };
-        let forward = |epilogue| planning.plan(Shape { m, n, k }, (false, true), epilogue);
+        let output = layer.output.floats(batch)?;
+        let sides = (&input, &weight, &output);
+        let forward = |epilogue| planning.plan(Shape { m, n, k }, (false, true), epilogue, sides);
         let (forward, bias_fused) = match forward(fused) {
             Ok(product) => (product, true),
             Err(_) => (forward(Epilogue::None)?, false),
         };
-        let input_gradient = with_input_gradient
-            .then(|| {
+        let input_gradient = self
+            .input_gradient(l, ends)
+            .map(|target| {
                 let shape = Shape { m, n: k, k: n };
-                planning.plan(shape, (false, false), Epilogue::None)
+                let sides = (&gradient, &weight, &target.floats(batch)?);
+                planning.plan(shape, (false, false), Epilogue::None, sides)
             })
             .transpose()?;
         let shape = Shape { m: n, n: k, k: m };
-        let weight_gradient = planning.plan(shape, (true, false), Epilogue::None)?;
-        let brief = planning.precision == Precision::Bf16;
+        let sides = (&gradient, &input, &self.trial.part(0, n * k * 4)?);
+        let weight_gradient = planning.plan(shape, (true, false), Epilogue::None, sides)?;
         let cut = false;
         Ok(ProductsOfLayer { forward, bias_fused, input_gradient, weight_gradient, cut, brief })
     }
@@ -209,6 +230,7 @@ impl Layers {
         arena: &Arena,
         batch: usize,
         l: usize,
+        ends: Ends<'_>,
         layers: &mut [ProductsOfLayer],
     ) {
         let before = &self.layers[l - 1];
@@ -220,17 +242,23 @@ impl Layers {
                 let brief = layers[l].brief;
                 let precision =
                     if brief || !machine.brief() { machine.precision } else { Precision::F32 };
-                Planning { machine, arena, batch, precision }
+                Planning { machine, arena, batch, precision, trial: &self.trial }
             };
             let bias = &arena.part(&arena.weights, before.parameter + 1)?;
             let shape = Shape { m: batch as u64, n: width, k: self.inputs_of(l - 1) as u64 };
             let epilogue = Epilogue::BiasAndReluWithMask { bias, mask };
-            let forward = planning(l - 1).plan(shape, (false, true), epilogue)?;
+            let input = self.input(l - 1, ends).side(batch, layers[l - 1].brief)?;
+            let weight = self.weight(arena, before, layers[l - 1].brief)?;
+            let sides = (&input, &weight, &before.output.floats(batch)?);
+            let forward = planning(l - 1).plan(shape, (false, true), epilogue, sides)?;
             let bias_gradient = &arena.part(&arena.gradient, before.parameter + 1)?;
             let outputs = self.layers[l].output.width as u64;
             let shape = Shape { m: batch as u64, n: width, k: outputs };
             let epilogue = Epilogue::ReluGradient { mask, bias_gradient };
-            Ok((forward, planning(l).plan(shape, (false, false), epilogue)?))
+            let gradient = self.layers[l].gradient.side(batch, layers[l].brief)?;
+            let weight = self.weight(arena, &self.layers[l], layers[l].brief)?;
+            let sides = (&gradient, &weight, &before.gradient.floats(batch)?);
+            Ok((forward, planning(l).plan(shape, (false, false), epilogue, sides)?))
         };
         if let Ok((forward, backward)) = planned() {
             layers[l - 1].forward = forward;
@@ -242,6 +270,15 @@ impl Layers {
 
     fn inputs_of(&self, l: usize) -> usize {
         l.checked_sub(1).map_or(self.inputs, |before| self.layers[before].output.width)
+    }
+
+    /// What goes into a layer, and the gradient by it where it is wanted.
+    fn input<'a>(&'a self, l: usize, ends: Ends<'a>) -> &'a Activations {
+        l.checked_sub(1).map_or(ends.input, |before| &self.layers[before].output)
+    }
+
+    fn input_gradient<'a>(&'a self, l: usize, ends: Ends<'a>) -> Option<&'a Activations> {
+        l.checked_sub(1).map_or(ends.input_gradient, |before| Some(&self.layers[before].gradient))
     }
 
     /// From the input, whose brain floats are there, to the output of every layer.
@@ -342,21 +379,31 @@ struct Planning<'a> {
     arena: &'a Arena,
     batch: usize,
     precision: Precision,
+    trial: &'a Buffer,
 }
 
 impl Planning<'_> {
+    /// A product that the library knows how to make: it has been made once, of these sides.
     fn plan(
         &self,
         shape: Shape,
         (a_transposed, b_transposed): (bool, bool),
         epilogue: Epilogue<'_>,
+        sides: (&Buffer, &Buffer, &Buffer),
     ) -> Result<Product> {
         let precision = self.precision;
         let wide = true;
         let operation = Operation { shape, a_transposed, b_transposed, precision, wide, epilogue };
-        let Machine { products, workspace, .. } = self.machine;
-        Ok(Product::plan_operation(products, operation, workspace)?)
+        let Machine { products, workspace, compute, .. } = self.machine;
+        let product = Product::plan_operation(products, operation, workspace)?;
+        product.try_on(compute, sides, self.trial)?;
+        Ok(product)
     }
+}
+
+fn largest_weight_bytes(widths: &[usize]) -> u64 {
+    let weight = |pair: &[usize]| (padded(pair[0]) * padded(pair[1]) * 4) as u64;
+    widths.windows(2).map(weight).max().unwrap_or(0)
 }
 
 fn scratch_bytes(widths: &[usize], batch_max: usize) -> u64 {

@@ -21,7 +21,7 @@ use optim::AdamStep;
 
 use self::arena::{Arena, padded, rule};
 use self::inputs::{Room, RowSource, Slot, Way};
-use self::layers::{Activations, LayerProducts, Layers};
+use self::layers::{Activations, Ends, LayerProducts, Layers};
 use self::lists::Lists;
 use self::machine::Machine;
 pub use self::resident::{ResidentBatch, ResidentInput, ResidentTable};
@@ -409,8 +409,11 @@ impl DeviceModel {
             self.plans.push(plan);
             return Ok(self.plans.len() - 1);
         }
-        let bottom = self.step.bottom.plan(&self.machine, &self.arena, batch, false)?;
-        let top = self.step.top.plan(&self.machine, &self.arena, batch, true)?;
+        let StepMemory { bottom, top, crossed, crossed_gradient, .. } = &self.step;
+        let ends = Ends { input: &self.slots[0].dense, input_gradient: None };
+        let bottom = bottom.plan(&self.machine, &self.arena, batch, ends)?;
+        let ends = Ends { input: crossed, input_gradient: Some(crossed_gradient) };
+        let top = top.plan(&self.machine, &self.arena, batch, ends)?;
         if self.plans.len() == PLANS_MAX {
             self.plans.remove(0);
         }
