@@ -36,10 +36,11 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
 
 /// The one door to each foreign library, by its name or its family's prefix with `-`. The gRPC
 /// service is a trait that `wire` generates and `server` fills, so that door has two leaves.
-const DOORS: [(&str, &[&str]); 13] = [
+const DOORS: [(&str, &[&str]); 14] = [
     ("rocksdb", &["tiers", "benches"]),
     ("librocksdb-", &["tiers"]),
     ("cudarc", &["gpu"]),
+    ("libloading", &["gpu"]),
     ("tonic", &["wire", "server"]),
     ("tonic-", &["wire", "server"]),
     ("prost", &["wire", "server"]),

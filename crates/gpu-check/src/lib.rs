@@ -3,6 +3,7 @@
 //! to a machine with a GPU and CUDA's libraries. It holds no tier.
 
 pub mod benchmarks;
+pub mod collective;
 pub mod correctness;
 mod dense_vectors;
 pub mod fused;

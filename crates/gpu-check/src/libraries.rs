@@ -9,7 +9,7 @@ use std::{env, fs};
 /// The variable by which the loader is told where to look. It is read when a program starts.
 pub const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 
-/// Folders that hold the compiler or the matrix products: of CUDA's own packages, then of those
+/// Folders that hold the compiler, the matrix products or NCCL: of CUDA's own packages, then of those
 /// that come with Python's.
 pub fn folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -44,7 +44,7 @@ fn has_library(folder: &Path) -> bool {
     entries.filter_map(Result::ok).any(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        name.starts_with("libnvrtc.so") || name.starts_with("libcublasLt.so")
+        ["libnvrtc.so", "libcublasLt.so", "libnccl.so"].iter().any(|known| name.starts_with(known))
     })
 }
 

@@ -22,7 +22,7 @@ use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
 use gpu_check::report::Report;
 use gpu_check::training::{self, TrainingSizes};
-use gpu_check::{correctness, fused, tier, vectors};
+use gpu_check::{collective, correctness, fused, tier, vectors};
 
 /// A run ends by then, whatever happens: the limit is 8 minutes.
 const SECONDS_MAX: u64 = 470;
@@ -40,8 +40,8 @@ const COMMIT: &str = match option_env!("EMBEDDING_PS_COMMIT") {
 
 /// Checks the kernels of embedding-ps on this machine's GPU, then measures them.
 ///
-/// It needs the driver (CUDA 13.0 or later), libnvrtc and, for matrix products, libcublasLt: it
-/// looks for them where the loader does, under /usr/local/cuda* and among Python's packages. It
+/// It needs the driver (CUDA 13.0 or later), libnvrtc and, for matrix products, libcublasLt; libnccl
+/// for sums over devices, which are left out without. It looks for them where the loader does, under /usr/local/cuda* and among Python's packages. It
 /// runs every kernel against vectors that the host's own code made, and a store with rows in the
 /// device's memory against one without, bit for bit; then it measures each beside what the device
 /// can do, in the same run. It takes a few minutes, at most 8, and a third of the device's free
@@ -204,6 +204,8 @@ fn check(
         report.failures.push("products beside loops: no libcublasLt.so found".to_owned());
     }
     drop(memory);
+    stage("sums over devices", report);
+    collective::sums(device, if cli.quick { 1 << 10 } else { 4 << 20 }, report)?;
     let place = tier::Place { device: cli.device, code: cli.code.as_deref() };
     let tier_sizes = if cli.quick { tier::Sizes::QUICK } else { tier::Sizes::FULL };
     stage("the tier beside host RAM", report);

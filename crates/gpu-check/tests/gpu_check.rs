@@ -68,6 +68,7 @@ fn all_of_it_runs_against_a_pretended_cuda() {
         "vectors.product_bf16",
         "vectors.layer_bf16",
         "vectors.far_rows",
+        "vectors.sum_of_one",
         "vectors.move_rows",
         "tier.bits_all",
         "tier.bits_part",

@@ -1,4 +1,4 @@
-// A pretended CUDA: what the crate calls of the driver, of the run-time compiler and of cuBLASLt,
+// A pretended CUDA: what the crate calls of the driver, the run-time compiler, cuBLASLt and NCCL,
 // with the host's memory for the device's and the kernels' own source for their code. Programs of
 // ours run against it as they would against CUDA, so that all that they do before and after a
 // kernel is executed where there is no device. Every handle, address and length that they hand
@@ -10,9 +10,11 @@
 // that found; REFUSE_EPILOGUES: products add no bias, as where a library knows none for a shape;
 // REFUSE_LATE, an epilogue's number or `all`: products with it are planned, and refused at their run;
 // FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so is all that waits;
+// PRETENDED_DEVICES, a number: so many that share one memory, instead of one;
 // IGNORE_WAITS: streams wait for no events, as if a program had forgotten to have them wait.
 #include "kernels.h"
 
+#include "collective.h"
 #include "products.h"
 #include "streams.h"
 
@@ -138,10 +140,14 @@ extern "C" {
 
 int cuInit(unsigned) { return SUCCESS; }
 int cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
-int cuDeviceGetCount(int* count) { return *count = 1, SUCCESS; }
+static int devices() {
+    const char* many = std::getenv("PRETENDED_DEVICES");
+    return many == nullptr ? 1 : std::atoi(many);
+}
+int cuDeviceGetCount(int* count) { return *count = devices(), SUCCESS; }
 int cuDeviceGet(int* device, int ordinal) {
-    if (ordinal != 0) return 101;
-    return *device = 0, SUCCESS;
+    if (ordinal < 0 || ordinal >= devices()) return 101;
+    return *device = ordinal, SUCCESS;
 }
 int cuDeviceGetName(char* name, int bytes, int) {
     std::snprintf(name, (size_t)bytes, "a pretended device");

@@ -127,6 +127,20 @@ pub enum Error {
     /// The library of matrix products is not on this machine, or can't be loaded.
     #[error("no library of matrix products found (libcublasLt.so)")]
     NoProducts,
+    /// NCCL is not on this machine, or is not as it was expected.
+    #[error("no NCCL found ({missing})")]
+    NoCollective {
+        /// The library, or its function.
+        missing: &'static str,
+    },
+    /// NCCL refused a call.
+    #[error("NCCL: {call}: {said}")]
+    Collective {
+        /// Its function.
+        call: &'static str,
+        /// Its words.
+        said: String,
+    },
     /// The library of matrix products refused a call.
     #[error("cuBLASLt: {call}: {code}")]
     Products {

@@ -6,6 +6,7 @@
 
 mod cache;
 mod cache_vectors;
+mod collective;
 mod compile;
 mod dense;
 mod device;
@@ -25,6 +26,7 @@ mod transfer;
 pub mod vectors;
 
 pub use cache::{CodeCache, CodeSource};
+pub use collective::{Collective, Communicator, UniqueId};
 pub use compile::{Code, compile, compiler_version, has_compiler};
 pub use dense::{BagTerms, Columns, DenseRule, Matrix, RowTerms};
 pub use device::{Device, Event, Stream};

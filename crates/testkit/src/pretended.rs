@@ -15,7 +15,7 @@ const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 /// Marks a test that was started once more.
 const INSIDE: &str = "UNDER_PRETENDED_CUDA";
 
-/// A folder with a library that stands for the driver, NVRTC and cuBLASLt.
+/// A folder with a library that stands for the driver, NVRTC, cuBLASLt and NCCL.
 #[derive(Debug)]
 pub struct PretendedCuda {
     folder: TempDir,
@@ -41,7 +41,7 @@ impl PretendedCuda {
             .arg(&library);
         let output = compiler.output().expect("a C++ compiler, which RocksDB needs too");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        for name in ["libnvrtc.so", "libcublasLt.so"] {
+        for name in ["libnvrtc.so", "libcublasLt.so", "libnccl.so.2"] {
             symlink(&library, folder.path().join(name)).unwrap();
         }
         Self { folder }
