@@ -74,7 +74,8 @@ fn of_ranks(collective: &Collective, devices: &[Device], floats: usize) -> Resul
                 scope.spawn(move || of_rank(collective, device, &id, rank, ranks, floats))
             })
             .collect();
-        let joined = ranks.into_iter().map(|rank| rank.join().map_err(|_| anyhow!("it panicked"))?);
+        let joined =
+            ranks.into_iter().map(|rank| rank.join().map_err(|_| anyhow!("it panicked"))?);
         joined.collect()
     })
 }

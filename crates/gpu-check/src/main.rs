@@ -15,8 +15,8 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use gpu::kernels::ALL;
 use gpu::{
-    Code, CodeCache, CodeSource, ComputeCapability, Device, Kernels, Memory, compile,
-    compiler_version, has_compiler, has_products,
+    CodeCache, CodeSource, ComputeCapability, Device, Kernels, Memory, compiler_version,
+    has_compiler, has_products,
 };
 use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
@@ -190,7 +190,12 @@ fn check(
 
     stage("compiling", report);
     let capability = device.description().compute_capability;
-    let kernels = Kernels::load(device, |source| code(cli, source, capability))?;
+    // compiled once for all that this program opens: stores take it from the folder too
+    let own = OwnFolder::new();
+    let folder = cli.code.as_deref().unwrap_or(&own.0);
+    let cache = CodeCache::new(folder);
+    let code = |source| Ok(cache.code(source, capability)?.0);
+    let kernels = Arc::new(Kernels::load::<anyhow::Error>(device, code)?);
     let stream = device.stream()?;
 
     stage("vectors", report);
@@ -206,7 +211,7 @@ fn check(
     drop(memory);
     stage("sums over devices", report);
     collective::sums(device, if cli.quick { 1 << 10 } else { 4 << 20 }, report)?;
-    let place = tier::Place { device: cli.device, code: cli.code.as_deref() };
+    let place = tier::Place { device: cli.device, code: Some(folder) };
     let tier_sizes = if cli.quick { tier::Sizes::QUICK } else { tier::Sizes::FULL };
     stage("the tier beside host RAM", report);
     tier::bits(tier_sizes, place, report)?;
@@ -214,7 +219,8 @@ fn check(
     tier::hits(tier_sizes, place, report)?;
     let training = if cli.quick { TrainingSizes::quick() } else { TrainingSizes::full() };
     stage("training beside PyTorch's losses", report);
-    training::references(device, cli.quick, report)?;
+    let models = training::Place { device, kernels: &kernels };
+    training::references(models, cli.quick, report)?;
 
     let free_bytes = device.free_bytes()?;
     let sizes = if cli.quick { Sizes::quick() } else { Sizes::full(free_bytes) };
@@ -236,16 +242,26 @@ fn check(
     bench.network(&mut memory, &table, report)?;
     drop((memory, table));
     stage("training in fewer bits", report);
-    training::quality(device, training, report)?;
+    training::quality(models, training, report)?;
     stage("training at full speed", report);
-    training::speed(device, training, report)?;
+    training::speed(models, training, report)?;
     stage("end", report);
     Ok(())
 }
 
-fn code(cli: &Cli, source: gpu::kernels::Source, capability: ComputeCapability) -> Result<Code> {
-    let Some(folder) = &cli.code else { return Ok(compile(source, capability)?) };
-    Ok(CodeCache::new(folder).code(source, capability)?.0)
+/// A folder for code where none was named, removed at the end.
+struct OwnFolder(PathBuf);
+
+impl OwnFolder {
+    fn new() -> Self {
+        Self(std::env::temp_dir().join(format!("gpu-check-code-{}", std::process::id())))
+    }
+}
+
+impl Drop for OwnFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0); // it may never have been made
+    }
 }
 
 fn compile_only(cli: &Cli) -> Result<ExitCode> {

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -14,7 +15,7 @@ use dlrm::{
     Architecture, DenseOptimizer, DeviceModel, DeviceOptions, FeatureRows, Interaction, Loss,
     Model, Pooling, Precision, ResidentBatch, ResidentInput, ResidentTable,
 };
-use gpu::{Buffer, Device, Memory};
+use gpu::{Buffer, Device, Kernels, Memory};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use table::{Optimizer, TableId};
@@ -89,6 +90,22 @@ const REFERENCES: [Reference; 2] = [
     },
 ];
 
+/// Where models are trained: the device, with kernels that all of them share.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The device.
+    pub device: &'a Device,
+    /// Its kernels.
+    pub kernels: &'a Arc<Kernels>,
+}
+
+impl Place<'_> {
+    fn model(self, host: Model, batch_max: usize, options: DeviceOptions) -> Result<DeviceModel> {
+        let (device, kernels) = (self.device.clone(), Arc::clone(self.kernels));
+        Ok(DeviceModel::with_kernels(device, kernels, host, batch_max, options)?)
+    }
+}
+
 /// How much is trained.
 #[derive(Debug, Clone, Copy)]
 pub struct TrainingSizes {
@@ -115,11 +132,11 @@ impl TrainingSizes {
 }
 
 /// The reference runs with all rows on the device, step by step; in quick runs the small ones.
-pub fn references(device: &Device, quick: bool, report: &mut Report) -> Result<()> {
+pub fn references(place: Place<'_>, quick: bool, report: &mut Report) -> Result<()> {
     for reference in &REFERENCES[..if quick { 1 } else { 2 }] {
         for (optimizer, expected) in reference.runs {
             let name = reference.name;
-            let within = reference_run(device, reference, optimizer, expected)
+            let within = reference_run(place, reference, optimizer, expected)
                 .with_context(|| format!("{name}, {optimizer}"))?;
             let (right, steps) = within;
             report.add(Row {
@@ -137,7 +154,7 @@ pub fn references(device: &Device, quick: bool, report: &mut Report) -> Result<(
 
 /// How many of the steps that count agree.
 fn reference_run(
-    device: &Device,
+    place: Place<'_>,
     reference: &Reference,
     optimizer: &str,
     expected: &[u8],
@@ -176,7 +193,7 @@ fn reference_run(
     let mut model = Model::new(architecture.clone(), dense_rule, 1, 1, 1)?;
     model.load_safetensors(reference.init)?;
     let state_bytes = (rows.len() / 64 * rows_rule.state_floats(16) * 4) as u64;
-    let mut memory = Memory::take(device, rows.len() as u64 + state_bytes + 1024)?;
+    let mut memory = Memory::take(place.device, rows.len() as u64 + state_bytes + 1024)?;
     let table = ResidentTable {
         rows: memory.buffer_of(&rows)?,
         states: (state_bytes > 0)
@@ -184,7 +201,7 @@ fn reference_run(
             .transpose()?,
         optimizer: rows_rule,
     };
-    let mut model = DeviceModel::new(device.clone(), model, 128, DeviceOptions::default())?;
+    let mut model = place.model(model, 128, DeviceOptions::default())?;
     let mut reader = EmbeddedReader::open(reference.batches, 128)?;
     let mut right = 0;
     for (step, expected) in losses.iter().take(steps).enumerate() {
@@ -338,7 +355,7 @@ fn small_rows(table: &Buffer) -> Result<()> {
 }
 
 /// The AUC after training in each precision, from the same start on the same batches.
-pub fn quality(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Result<()> {
+pub fn quality(place: Place<'_>, sizes: TrainingSizes, report: &mut Report) -> Result<()> {
     let shape = kaggle();
     let batch = sizes.batch.min(4096).min(sizes.auc_samples / 4);
     let count = sizes.auc_samples / batch;
@@ -347,12 +364,13 @@ pub fn quality(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Re
     let rows = tables.iter().sum::<u64>();
     let mut exact = None;
     for (precision, name) in PRECISIONS {
-        let buffer = Memory::take(device, (rows * 64).next_multiple_of(256))?.buffer(rows * 64)?;
+        let buffer =
+            Memory::take(place.device, (rows * 64).next_multiple_of(256))?.buffer(rows * 64)?;
         small_rows(&buffer)?;
         let table = ResidentTable { rows: buffer, states: None, optimizer: Optimizer::Sgd };
         let model = Model::new(shape.clone(), DenseOptimizer::Sgd, 1, 7, 1)?;
         let options = DeviceOptions { precision, ..DeviceOptions::default() };
-        let mut model = DeviceModel::new(device.clone(), model, batch, options)?;
+        let mut model = place.model(model, batch, options)?;
         for batch in &batches[..count] {
             model.resident_step(batch, &table, 0.1, 0.1)?;
         }
@@ -396,21 +414,22 @@ fn auc(mut scored: Vec<(f32, f32)>) -> Option<f64> {
 
 /// Samples a second at the Kaggle shape, all rows in device memory, the batches from pinned memory,
 /// in each precision; beside PyTorch where there is one.
-pub fn speed(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Result<()> {
+pub fn speed(place: Place<'_>, sizes: TrainingSizes, report: &mut Report) -> Result<()> {
     const BATCHES: usize = 8;
     let shape = kaggle();
     let Generated { batches, tables, .. } = generated(sizes.scale, sizes.batch, BATCHES, &shape)?;
     let rows = tables.iter().sum::<u64>();
-    let buffer = Memory::take(device, (rows * 64).next_multiple_of(256))?.buffer(rows * 64)?;
+    let buffer =
+        Memory::take(place.device, (rows * 64).next_multiple_of(256))?.buffer(rows * 64)?;
     small_rows(&buffer)?;
     let table = ResidentTable { rows: buffer, states: None, optimizer: Optimizer::Sgd };
     let peer = torch_peer(&tables, sizes)?;
     // what the goal was set for
-    let name = &device.description().name;
+    let name = &place.device.description().name;
     let is_known = name.contains("H100") || name.contains("H200");
     for (precision, name) in PRECISIONS {
         let options = DeviceOptions { precision, ..DeviceOptions::default() };
-        let (ours, batch) = (samples_per_s(device, sizes, options, &batches, &table)?, sizes.batch);
+        let (ours, batch) = (samples_per_s(place, sizes, options, &batches, &table)?, sizes.batch);
         if precision != Precision::F32 {
             let plain = DeviceOptions { tensor_interaction: false, ..options };
             report.add(Row {
@@ -418,7 +437,7 @@ pub fn speed(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Resu
                 case: format!("batch {batch}, beside the interaction in 32 bits"),
                 unit: "samples/s",
                 ours,
-                limit: samples_per_s(device, sizes, plain, &batches, &table)?,
+                limit: samples_per_s(place, sizes, plain, &batches, &table)?,
                 goal: None,
             });
         }
@@ -448,14 +467,14 @@ pub fn speed(device: &Device, sizes: TrainingSizes, report: &mut Report) -> Resu
 
 /// The median of three rounds over the batches, after one that warms up.
 fn samples_per_s(
-    device: &Device,
+    place: Place<'_>,
     sizes: TrainingSizes,
     options: DeviceOptions,
     batches: &[ResidentBatch],
     table: &ResidentTable,
 ) -> Result<f64> {
     let model = Model::new(kaggle(), DenseOptimizer::Sgd, 1, 7, 1)?;
-    let mut model = DeviceModel::new(device.clone(), model, sizes.batch, options)?;
+    let mut model = place.model(model, sizes.batch, options)?;
     let mut rounds = Vec::new();
     for round in 0..=3 {
         let began = Instant::now();

@@ -163,7 +163,11 @@ impl Communicator {
         let (Ok(of_ours), Ok(of_all), true) =
             (c_int::try_from(rank), c_int::try_from(ranks), rank < ranks)
         else {
-            return Err(Error::Length { what: "a rank, below the number of ranks", found, expected });
+            return Err(Error::Length {
+                what: "a rank, below the number of ranks",
+                found,
+                expected,
+            });
         };
         device.context.enter()?;
         let mut raw = ptr::null_mut();

@@ -1,6 +1,8 @@
 //! What every part of a step on a device works with: kernels, products, streams. It holds nothing
 //! of a model.
 
+use std::sync::Arc;
+
 use gpu::{Buffer, Device, Kernels, Memory, Precision, Products, Stream};
 
 use crate::Result;
@@ -12,7 +14,7 @@ const WORKSPACE_BYTES: u64 = 32 << 20;
 #[derive(Debug)]
 pub(super) struct Machine {
     pub device: Device,
-    pub kernels: Kernels,
+    pub kernels: Arc<Kernels>,
     pub products: Products,
     /// Where a step is computed.
     pub compute: Stream,
@@ -25,10 +27,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(device: Device, precision: Precision) -> Result<Self> {
-        let capability = device.description().compute_capability;
-        let kernels =
-            Kernels::load::<crate::Error>(&device, |source| Ok(gpu::compile(source, capability)?))?;
+    pub(super) fn new(device: Device, kernels: Arc<Kernels>, precision: Precision) -> Result<Self> {
         let products = Products::open(&device)?;
         let [compute, up, down] = [device.stream()?, device.stream()?, device.stream()?];
         let workspace = Memory::take(&device, WORKSPACE_BYTES)?.buffer(WORKSPACE_BYTES)?;

@@ -14,9 +14,12 @@ mod machine;
 mod resident;
 
 use std::fmt;
+use std::sync::Arc;
 
 use gpu::kernels::Interaction as Dots;
-use gpu::{Buffer, Columns, Device, Download, Event, Graph, Matrix, Memory, Precision, Upload};
+use gpu::{
+    Buffer, Columns, Device, Download, Event, Graph, Kernels, Matrix, Memory, Precision, Upload,
+};
 use optim::AdamStep;
 
 use self::arena::{Arena, padded, rule};
@@ -110,9 +113,23 @@ struct Plan {
 
 impl DeviceModel {
     /// Brings a model to a device, with memory for batches of up to `batch_max` samples. The model
-    /// may be made for smaller ones.
+    /// may be made for smaller ones. The kernels are compiled for it.
     pub fn new(
         device: Device,
+        host: Model,
+        batch_max: usize,
+        options: DeviceOptions,
+    ) -> Result<Self> {
+        let capability = device.description().compute_capability;
+        let kernels =
+            Kernels::load::<Error>(&device, |source| Ok(gpu::compile(source, capability)?))?;
+        Self::with_kernels(device, Arc::new(kernels), host, batch_max, options)
+    }
+
+    /// The same with kernels that were loaded into the device before.
+    pub fn with_kernels(
+        device: Device,
+        kernels: Arc<Kernels>,
         host: Model,
         batch_max: usize,
         options: DeviceOptions,
@@ -132,7 +149,7 @@ impl DeviceModel {
                 expected: "vectors of a sample within 48 KiB".to_owned(),
             });
         }
-        let machine = Machine::new(device, options.precision)?;
+        let machine = Machine::new(device, kernels, options.precision)?;
         let bytes = arena::bytes(&host, machine.brief())
             + StepMemory::bytes(&architecture, batch_max, machine.brief());
         let mut memory = Memory::take(&machine.device, bytes)?;
