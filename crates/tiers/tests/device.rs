@@ -371,6 +371,44 @@ fn a_row_says_where_it_is_and_is_counted_there() {
 }
 
 #[test]
+fn memory_goes_to_the_rows_that_are_staged() {
+    if !under_pretended_cuda("memory_goes_to_the_rows_that_are_staged", &[]) {
+        return;
+    }
+    // 2,000 rows of 16 floats and 17 bytes want 160 KB: more than half of the memory
+    const CACHE: u64 = 256 << 10;
+    let scratch = Scratch::new(HUGE, CACHE);
+    let narrow = scratch.create_table(&spec("narrow", 16, Optimizer::Sgd)).unwrap();
+    let wide = scratch.create_table(&spec("wide", 64, Optimizer::Sgd)).unwrap();
+    let hits_of = |table: TableId, keys: u64| {
+        let hits = || scratch.store().status().tables[table.0 as usize].counters.gpu.hits;
+        let before = hits();
+        let staged = scratch.stage(&batch(table, 0..keys)).unwrap();
+        let found = hits() - before;
+        drop(staged);
+        found
+    };
+    // the first stage says how: all but a little is for its rows
+    let first = [hits_of(narrow, 2000), hits_of(narrow, 2000)];
+    assert_eq!(first[0], 0);
+    assert!(first[1] > 1950, "{first:?}: sets are not all as full");
+    // a table of wider rows takes its place: 600 rows of 273 bytes want 164 KB
+    (0..100).for_each(|_| drop(hits_of(wide, 600)));
+    assert!(hits_of(wide, 600) > 580, "{:?}", scratch.store().status().tables[1].gpu);
+    // and what the other has left is still good for some
+    hits_of(narrow, 100);
+    assert!(hits_of(narrow, 100) > 50);
+    // no bit changed on the way
+    let plain = Scratch::new(HUGE, 0);
+    for (name, dim) in [("narrow", 16), ("wide", 64)] {
+        let table = plain.create_table(&spec(name, dim, Optimizer::Sgd)).unwrap();
+        let keys = batch(table, 0..600);
+        drop(plain.stage(&keys).unwrap());
+        assert_bits(&scratch.lookup(&keys).unwrap().0, &plain.lookup(&keys).unwrap().0);
+    }
+}
+
+#[test]
 fn rows_that_expire_on_the_device_are_made_anew_there() {
     if !under_pretended_cuda("rows_that_expire_on_the_device_are_made_anew_there", &[]) {
         return;

@@ -15,6 +15,8 @@ use crate::store::Table;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tally::add;
 
+use super::shares::Shares;
+
 const FLOAT_BYTES: u64 = size_of::<f32>() as u64;
 /// What the parts of a class's share are rounded up by, at most.
 const EXTRA_BYTES: u64 = SlotTable::EXTRA_BYTES + 2 * 256;
@@ -24,6 +26,7 @@ pub(super) struct Cache {
     pub(super) mover: Mover,
     memory: Memory,
     budget_bytes: u64,
+    shares: Shares,
     parts: Vec<Option<Part>>, // [classes], as the memory was divided last
     clock: u32,               // stages so far; the tables' steps
     live: BTreeMap<u32, u32>, // stages that are not over, and how many have the number
@@ -70,6 +73,7 @@ impl Cache {
             mover: Mover::new(device, Arc::clone(kernels))?,
             memory: Memory::take(device, budget_bytes)?,
             budget_bytes,
+            shares: Shares::default(),
             parts: Vec::new(),
             clock: 0,
             live: BTreeMap::new(),
@@ -110,15 +114,24 @@ impl Cache {
         Some((mover, parts.get(class as usize)?.as_ref()?))
     }
 
-    /// Divides the memory anew where classes came since; not while any stage has addresses in it.
+    /// Divides the memory anew where classes came since, or much is staged of others than before
+    /// with the stage that begins; not while any stage has addresses in it.
     pub(super) fn divide(
         &mut self,
         classes: &[Arc<Class>],
         tables: &[Arc<Table>],
+        staged_keys: &[usize], // [classes]
     ) -> gpu::Result<()> {
-        if self.parts.len() == classes.len() || !self.live.is_empty() {
+        let bytes = |(class, &keys): (&Arc<Class>, &usize)| {
+            let Layout { dim, state, .. } = class.arena.layout();
+            keys as u64 * ((dim + state) as u64 * FLOAT_BYTES + SlotTable::SLOT_BYTES)
+        };
+        let staged_bytes: Vec<u64> = classes.iter().zip(staged_keys).map(bytes).collect();
+        self.shares.note(&staged_bytes);
+        if !self.live.is_empty() {
             return Ok(());
         }
+        let Some(shares) = self.shares.anew(self.budget_bytes) else { return Ok(()) };
         for part in self.parts.iter().flatten() {
             let rows = part.table.taken()?;
             part.down(&mut self.mover, tables, &rows)?;
@@ -126,8 +139,7 @@ impl Cache {
         }
         self.parts.clear();
         self.memory.clear().expect("the parts were all that had buffers");
-        let share_bytes = self.budget_bytes / classes.len() as u64;
-        for class in classes {
+        for (class, &share_bytes) in classes.iter().zip(shares) {
             let part = Part::new(&mut self.memory, &self.mover, &class.arena, share_bytes)?;
             self.parts.push(part);
         }

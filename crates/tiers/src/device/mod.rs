@@ -16,6 +16,7 @@
 mod cache;
 mod down;
 mod resolve;
+mod shares;
 mod steps;
 
 use std::sync::Arc;

@@ -59,7 +59,11 @@ impl DeviceTier {
         let begun = Instant::now();
         let number = {
             let mut cache = self.cache.lock();
-            cache.divide(classes, tables)?;
+            let mut staged_keys = vec![0; classes.len()];
+            for run in runs {
+                staged_keys[run.table.class.number as usize] += run.range.len();
+            }
+            cache.divide(classes, tables, &staged_keys)?;
             cache.begin()
         };
         let mut plan = Resolved {
