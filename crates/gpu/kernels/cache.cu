@@ -1,7 +1,8 @@
 // The table of a cache of rows: which key has which slot. Sets of 32 ways, one way a lane of a
 // warp; of each slot a digest of 8 bits (0: vacant), the key, its table and the step that took it
 // last. Who is evicted is told, and the caller demotes what lay there: rows move by lists of
-// addresses, from wherever they lie to wherever they shall.
+// addresses, from wherever they lie to wherever they shall. One launch serves rows of all lengths:
+// each length has sets of its own, and the keys, or the moves, of one stand side by side.
 //
 // No lock and no atomic: a launch that inserts has one warp for all keys of a set, which come in
 // groups, so that the outcome depends on nothing but the order of the keys. Compiled at run time by
@@ -29,8 +30,26 @@ __device__ __forceinline__ u64 hash_of(u32 table, u64 key) {
     return mixed(mixed(table) ^ key);
 }
 
-__device__ __forceinline__ u32 set_of(u64 hash, u32 sets) {
-    return (u32)((hash >> 32) * sets >> 32);
+// Keys from place `begin` on that have so many sets from `set` on.
+struct Span {
+    u32 begin, set, sets;
+};
+
+__device__ __forceinline__ u32 set_of(u64 hash, Span span) {
+    return span.set + (u32)((hash >> 32) * span.sets >> 32);
+}
+
+// The last of some pieces, which begin in ascending order, the first at 0, that begins at or before
+// a place.
+template <typename P>
+__device__ __forceinline__ P piece_at(const P* pieces, u32 n, u64 at) {
+    u32 low = 0, high = n;
+    while (high - low > 1) {
+        const u32 middle = low + (high - low) / 2;
+        if (pieces[middle].begin <= at) low = middle;
+        else high = middle;
+    }
+    return pieces[low];
 }
 
 __device__ __forceinline__ u8 digest_of(u64 hash) {
@@ -39,18 +58,18 @@ __device__ __forceinline__ u8 digest_of(u64 hash) {
 
 // slots[i] = where key i is, or NO_SLOT; what is found is taken by step `now`, unless that is 0: a
 // look that is no use.
-// keys, tables, slots: [n]; digests, keys_held, tables_held, steps: [sets, WAYS]
+// keys, tables, slots: [n]; digests, keys_held, tables_held, steps: [all sets, WAYS]
 extern "C" __global__ void find_slots(
     const u64* __restrict__ keys, const u32* __restrict__ tables, u64 n,
     const u8* __restrict__ digests, const u64* __restrict__ keys_held,
-    const u32* __restrict__ tables_held, u32* __restrict__ steps, u32 sets, u32 now,
-    u32* __restrict__ slots) {
+    const u32* __restrict__ tables_held, u32* __restrict__ steps, const Span* __restrict__ spans,
+    u32 n_spans, u32 now, u32* __restrict__ slots) {
     const u32 lane = threadIdx.x % WARP_THREADS;
     const u64 warps = (u64)gridDim.x * (blockDim.x / WARP_THREADS);
     const u64 first = (u64)blockIdx.x * (blockDim.x / WARP_THREADS) + threadIdx.x / WARP_THREADS;
     for (u64 at = first; at < n; at += warps) {
         const u64 key = keys[at], hash = hash_of(tables[at], key);
-        const u32 slot = set_of(hash, sets) * WAYS + lane;
+        const u32 slot = set_of(hash, piece_at(spans, n_spans, at)) * WAYS + lane;
         const bool mine = digests[slot] == digest_of(hash) && keys_held[slot] == key &&
             tables_held[slot] == tables[at];
         const u32 found = __ballot_sync(ALL_OF_A_WARP, mine);
@@ -65,12 +84,13 @@ extern "C" __global__ void find_slots(
 // A slot for each key, none of which has one: a vacant one of its set, the first of them; else
 // that of the row that was taken longest ago, the first of them, but none that was taken at
 // `floor` or later, for those are staged. Where there is none the key gets NO_SLOT: its row stays
-// in the host's memory. The keys of a group are of one set, no key twice, and no set has two
-// groups. starts: [groups + 1]; keys, tables, slots, evicted_keys, evicted_tables: [starts' last]
+// in the host's memory. The keys of a group are of one set, which is told, no key twice, and no set
+// has two groups. starts: [groups + 1]; sets: [groups]; keys, tables, slots, evicted_keys, evicted_tables: [starts' last]
 extern "C" __global__ void insert_slots(
     const u32* __restrict__ starts, u64 groups, const u64* __restrict__ keys,
     const u32* __restrict__ tables, u8* __restrict__ digests, u64* __restrict__ keys_held,
-    u32* __restrict__ tables_held, u32* __restrict__ steps, u32 sets, u32 now, u32 floor,
+    u32* __restrict__ tables_held, u32* __restrict__ steps, const u32* __restrict__ sets, u32 now,
+    u32 floor,
     u32* __restrict__ slots, u64* __restrict__ evicted_keys, u32* __restrict__ evicted_tables) {
     const u32 lane = threadIdx.x % WARP_THREADS;
     const u64 warps = (u64)gridDim.x * (blockDim.x / WARP_THREADS);
@@ -78,8 +98,7 @@ extern "C" __global__ void insert_slots(
     for (u64 group = first; group < groups; group += warps) {
         const u32 start = starts[group], end = starts[group + 1];
         if (start == end) continue;
-        const u32 set = set_of(hash_of(tables[start], keys[start]), sets);
-        const u32 slot = set * WAYS + lane;
+        const u32 slot = sets[group] * WAYS + lane;
         bool vacant = digests[slot] == 0;
         u32 step = steps[slot];
         u64 key_held = keys_held[slot];
@@ -130,34 +149,44 @@ extern "C" __global__ void clear_slots(
 // which the bus to the host's memory needs most.
 #define MOVES 4
 
-template <typename T>
-__device__ __forceinline__ void move_parts(const u64* from, const u64* to, u32 parts, u64 n) {
-    const u64 total = n * parts, stride = (u64)gridDim.x * blockDim.x;
+// Rows of one length that move, from place `row` of the lists on: their parts, `parts` a row, count
+// from `begin` on, fewer than 2^32. A part is four floats, or one.
+struct Moves {
+    u64 begin;
+    u32 row, parts, by_four, unused;
+};
+
+// The row at to[i] becomes that at from[i]. No row is written twice, and none that is written is
+// read. total: parts of all rows; from, to: [rows]
+extern "C" __global__ void move_rows(
+    const u64* __restrict__ from, const u64* __restrict__ to, const Moves* __restrict__ moves,
+    u32 n_moves, u64 total) {
+    const u64 stride = (u64)gridDim.x * blockDim.x;
     const u64 begin = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     for (u64 first = begin; first < total; first += stride * MOVES) {
-        T values[MOVES];
+        float4 values[MOVES];
+        float* places[MOVES];
+        bool by_four[MOVES];
 #pragma unroll
         for (int i = 0; i < MOVES; i++) {
             const u64 at = first + i * stride;
-            if (at < total) values[i] = reinterpret_cast<const T*>(from[at / parts])[at % parts];
+            places[i] = nullptr;
+            if (at >= total) continue;
+            const Moves of = piece_at(moves, n_moves, at);
+            const u32 within = (u32)(at - of.begin);
+            const u32 row = of.row + within / of.parts, part = within % of.parts;
+            by_four[i] = of.by_four != 0;
+            const u32 floats = by_four[i] ? 4 * part : part;
+            const float* source = reinterpret_cast<const float*>(from[row]) + floats;
+            places[i] = reinterpret_cast<float*>(to[row]) + floats;
+            if (by_four[i]) values[i] = *reinterpret_cast<const float4*>(source);
+            else values[i].x = *source;
         }
 #pragma unroll
         for (int i = 0; i < MOVES; i++) {
-            const u64 at = first + i * stride;
-            if (at < total) reinterpret_cast<T*>(to[at / parts])[at % parts] = values[i];
+            if (places[i] == nullptr) continue;
+            if (by_four[i]) *reinterpret_cast<float4*>(places[i]) = values[i];
+            else *places[i] = values[i].x;
         }
     }
-}
-
-// The row at to[i] becomes that at from[i], for rows of a multiple of four floats. No row is
-// written twice, and none that is written is read. from, to: [n]
-extern "C" __global__ void move_rows_by_four(
-    const u64* __restrict__ from, const u64* __restrict__ to, u32 floats, u64 n) {
-    move_parts<float4>(from, to, floats / 4, n);
-}
-
-// The same for rows of any width.
-extern "C" __global__ void move_rows(
-    const u64* __restrict__ from, const u64* __restrict__ to, u32 floats, u64 n) {
-    move_parts<float>(from, to, floats, n);
 }

@@ -18,6 +18,7 @@
 #include "products.h"
 #include "streams.h"
 
+#include <array>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -106,9 +107,23 @@ std::function<void()> check_of_rows(const std::string& kernel, void** values) {
     std::vector<Listed> all;
     if (kernel.rfind("gather_rows", 0) == 0 || kernel == "update_sgd") {
         all.push_back({word(0), word(3), number(2)});
-    } else if (kernel.rfind("move_rows", 0) == 0) {
-        all.push_back({word(0), word(3), number(2)});
-        all.push_back({word(1), word(3), number(2)});
+    } else if (kernel == "move_rows") {
+        const std::array<Address, 2> lists{word(0), word(1)};
+        return [kernel, lists, moves = word(2), n = number(3), total = word(4)] {
+            check_memory(kernel.c_str(), moves, n * sizeof(Moves));
+            const auto* of = (const Moves*)(uintptr_t)moves;
+            for (unsigned g = 0; g < n; g++) {
+                const u64 end = g + 1 < n ? of[g + 1].begin : total;
+                const size_t rows = (end - of[g].begin) / of[g].parts;
+                for (const Address list : lists) {
+                    check_memory(kernel.c_str(), list, (of[g].row + rows) * sizeof(Address));
+                    const auto* addresses = (const Address*)(uintptr_t)list + of[g].row;
+                    for (size_t i = 0; i < rows; i++) {
+                        check_row(kernel, addresses[i], of[g].parts * (of[g].by_four ? 16u : 4u));
+                    }
+                }
+            }
+        };
     } else if (kernel.rfind("update_", 0) == 0) {
         const size_t dim = number(3), of_adam = kernel == "update_adam" ? 2 * dim + 1 : 1;
         all.push_back({word(0), word(4), dim});

@@ -80,7 +80,6 @@ constexpr size_t arity(void (*)(A...)) {
     DO(find_slots) \
     DO(insert_slots) \
     DO(clear_slots) \
-    DO(move_rows_by_four) \
     DO(move_rows)
 
 #define DENSE_KERNELS(DO) \

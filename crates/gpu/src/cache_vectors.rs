@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use table::mix;
 
 use crate::kernels::{BLOCK, WARP, WAYS, grid};
-use crate::vectors::{Argument, Case, buffer, floats, memory_of, offsets};
+use crate::vectors::{Argument, Case, buffer, floats, memory_of};
 
 /// No slot, and no table.
 const NONE: u32 = u32::MAX;
@@ -15,8 +15,8 @@ const NONE: u32 = u32::MAX;
 /// A table of sets, by the rules of `kernels/cache.cu`.
 #[derive(Debug, Clone)]
 struct Model {
-    sets: u32,
-    digests: Vec<u8>, // all: [sets, WAYS]
+    parts: Vec<[u32; 2]>, // the first set, and how many; table t is of part t modulo their number
+    digests: Vec<u8>,     // all: [sets, WAYS]
     keys: Vec<u64>,
     tables: Vec<u32>,
     steps: Vec<u32>,
@@ -31,10 +31,31 @@ struct Inserted {
 }
 
 impl Model {
-    fn new(sets: u32) -> Self {
-        let slots = (sets * WAYS) as usize;
+    fn new(sets: &[u32]) -> Self {
+        let slots = (sets.iter().sum::<u32>() * WAYS) as usize;
         let (digests, keys) = (vec![0; slots], vec![0; slots]);
-        Self { sets, digests, keys, tables: vec![0; slots], steps: vec![0; slots] }
+        let parts = sets.iter().scan(0, |first, &count| {
+            *first += count;
+            Some([*first - count, count])
+        });
+        let parts = parts.collect();
+        Self { parts, digests, keys, tables: vec![0; slots], steps: vec![0; slots] }
+    }
+
+    fn part(&self, table: u32) -> [u32; 2] {
+        self.parts[table as usize % self.parts.len()]
+    }
+
+    /// The keys of each table as the kernel is told of them: where they begin, and their sets.
+    fn spans(&self, keys: &[(u32, u64)]) -> Vec<u32> {
+        let mut spans = Vec::new();
+        let mut begin = 0;
+        for of_table in keys.chunk_by(|a, b| a.0 == b.0) {
+            spans.push(begin);
+            spans.extend(self.part(of_table[0].0));
+            begin += of_table.len() as u32;
+        }
+        spans
     }
 
     fn hash(table: u32, key: u64) -> u64 {
@@ -42,7 +63,8 @@ impl Model {
     }
 
     fn set(&self, (table, key): (u32, u64)) -> u32 {
-        (((Self::hash(table, key) >> 32) * u64::from(self.sets)) >> 32) as u32
+        let [first, count] = self.part(table);
+        first + (((Self::hash(table, key) >> 32) * u64::from(count)) >> 32) as u32
     }
 
     fn digest((table, key): (u32, u64)) -> u8 {
@@ -86,12 +108,19 @@ impl Model {
     }
 }
 
-/// Random steps over tables of one set and of several: keys found, those that were not inserted,
+/// Random steps over tables of one set and of several, in one part and in several: keys found, those that were not inserted,
 /// some slots cleared. There are more keys than slots, and now and then all of a set is staged.
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (seed, sets, keys_of_a_step, blocks_max) in [(1, 1, 30, 2), (2, 3, 70, 1), (3, 8, 150, 9)] {
+    for (seed, sets, keys_of_a_step, blocks_max) in [
+        (1, &[1][..], 30, 2),
+        (2, &[3], 70, 1),
+        (3, &[8], 150, 9),
+        (4, &[2, 5], 120, 2),
+        (5, &[1, 3, 1], 90, 3),
+    ] {
         let mut model = Model::new(sets);
+        let sets = sets.iter().sum();
         for step in 1..=12 {
             let chosen = step_keys(seed, step, sets, keys_of_a_step);
             let floor = step.saturating_sub(if seed == 2 { 4 } else { 1 });
@@ -107,47 +136,64 @@ pub(crate) fn cases() -> Vec<Case> {
             }
         }
     }
-    let mut empty = Model::new(2);
+    let mut empty = Model::new(&[2]);
     cases.extend([find(&mut empty, &[], 1, 1), insert(&mut empty, &[], 1, 1, 1)]);
-    for (seed, (width, n, blocks_max)) in
-        [(16, 700, 2), (1, 33, 7), (17, 50, 1), (128, 37, 132), (4, 1, 1), (8, 0, 1)]
-            .into_iter()
-            .enumerate()
+    for (seed, (lengths, blocks_max)) in [
+        (&[(16, 700)][..], 2),
+        (&[(1, 33)], 7),
+        (&[(17, 50), (16, 50)], 1),
+        (&[(128, 37), (1, 37), (64, 9), (33, 90), (4, 1)], 132),
+        (&[(8, 1), (8, 400), (7, 1), (2, 3)], 1),
+        (&[], 1),
+    ]
+    .into_iter()
+    .enumerate()
     {
-        cases.push(move_rows(seed as u64, width, n, blocks_max, "move_rows"));
-        if width.is_multiple_of(4) {
-            cases.push(move_rows(seed as u64, width, n, blocks_max, "move_rows_by_four"));
-        }
+        cases.push(move_rows(seed as u64, lengths, blocks_max));
     }
     cases
 }
 
-/// Rows of one memory to slots of another, all in no order.
-fn move_rows(seed: u64, width: usize, n: usize, blocks_max: u32, kernel: &str) -> Case {
-    let slots = n + n / 3 + 1;
-    let some = |stream: u64| -> Vec<usize> {
-        let mut all: Vec<usize> = (0..slots).collect();
-        all.sort_by_key(|&slot| mix(seed << 40 | stream << 32 | slot as u64));
-        all.truncate(n);
-        all
-    };
-    let (from, to) = (some(0), some(1));
-    let (source, target) = (floats(seed, 0, slots * width), floats(seed, 1, slots * width));
-    let mut after = target.clone();
-    for (&from, &to) in from.iter().zip(&to) {
-        after[to * width..][..width].copy_from_slice(&source[from * width..][..width]);
+/// Rows of one memory to slots of another, all in no order: so many of each length, of which those
+/// of a multiple of four floats move in fours.
+fn move_rows(seed: u64, lengths: &[(usize, usize)], blocks_max: u32) -> Case {
+    let (mut source, mut target, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut from, mut to): (Vec<Option<u64>>, Vec<Option<u64>>) = (Vec::new(), Vec::new());
+    let (mut moves, mut begin) = (Vec::<u32>::new(), 0);
+    for (l, &(width, n)) in lengths.iter().enumerate() {
+        let (slots, number) = (n + n / 3 + 1, seed * 16 + l as u64);
+        let some = |stream: u64| -> Vec<usize> {
+            let mut all: Vec<usize> = (0..slots).collect();
+            all.sort_by_key(|&slot| mix(number << 40 | stream << 32 | slot as u64));
+            all.truncate(n);
+            all
+        };
+        let by_four = width.is_multiple_of(4);
+        let parts = if by_four { width / 4 } else { width };
+        moves.extend([begin as u32, 0, from.len() as u32, parts as u32, u32::from(by_four), 0]);
+        begin += parts * n;
+        let floats_of = |stream| floats(number, stream, (slots * width).next_multiple_of(4));
+        let first = source.len();
+        source.extend(floats_of(0));
+        target.extend(floats_of(1));
+        after.extend(floats_of(1));
+        for (here, there) in some(0).into_iter().zip(some(1)) {
+            let (here, there) = (first + here * width, first + there * width);
+            after[there..there + width].copy_from_slice(&source[here..here + width]);
+            from.push(Some(4 * here as u64));
+            to.push(Some(4 * there as u64));
+        }
     }
-    let all = |slots: &[usize]| -> Vec<Option<usize>> { slots.iter().copied().map(Some).collect() };
     let arguments = vec![
         memory_of(&source, &source),
-        offsets(0, &all(&from), width),
+        Argument::Rows { buffer: 0, offsets: from },
         memory_of(&target, &after),
-        offsets(1, &all(&to), width),
-        Argument::U32(width as u32),
-        Argument::U64(n as u64),
+        Argument::Rows { buffer: 1, offsets: to },
+        buffer(&moves, &moves),
+        Argument::U32(lengths.len() as u32),
+        Argument::U64(begin as u64),
     ];
-    let parts = if kernel.ends_with("by_four") { width / 4 } else { width };
-    case(kernel, grid((n * parts) as u64, blocks_max), arguments)
+    case("move_rows", grid(begin as u64, blocks_max), arguments)
 }
 
 /// Keys of one step, none twice: of three tables, some of them the same in all.
@@ -165,6 +211,7 @@ fn find(model: &mut Model, keys: &[(u32, u64)], now: u32, blocks_max: u32) -> Ca
     let before = model.clone();
     let slots: Vec<u32> = keys.iter().map(|&key| model.find(key, now).unwrap_or(NONE)).collect();
     let (tables, numbers): (Vec<u32>, Vec<u64>) = keys.iter().copied().unzip();
+    let spans = model.spans(keys);
     let arguments = vec![
         buffer(&numbers, &numbers),
         buffer(&tables, &tables),
@@ -173,7 +220,8 @@ fn find(model: &mut Model, keys: &[(u32, u64)], now: u32, blocks_max: u32) -> Ca
         buffer(&before.keys, &model.keys),
         buffer(&before.tables, &model.tables),
         buffer(&before.steps, &model.steps),
-        Argument::U32(model.sets),
+        buffer(&spans, &spans),
+        Argument::U32(spans.len() as u32 / 3),
         Argument::U32(now),
         buffer(&vec![7_u32; keys.len()], &slots),
     ];
@@ -189,6 +237,7 @@ fn insert(model: &mut Model, keys: &[(u32, u64)], now: u32, floor: u32, blocks_m
         *end += group.len() as u32;
         Some(*end)
     }));
+    let sets: Vec<u32> = groups.keys().copied().collect();
     let keys: Vec<(u32, u64)> = groups.into_values().flatten().collect();
     let inserted: Vec<Inserted> = keys.iter().map(|&key| model.insert(key, now, floor)).collect();
     let slots: Vec<u32> = inserted.iter().map(|found| found.slot.unwrap_or(NONE)).collect();
@@ -207,7 +256,7 @@ fn insert(model: &mut Model, keys: &[(u32, u64)], now: u32, floor: u32, blocks_m
         buffer(&before.keys, &model.keys),
         buffer(&before.tables, &model.tables),
         buffer(&before.steps, &model.steps),
-        Argument::U32(model.sets),
+        buffer(&sets, &sets),
         Argument::U32(now),
         Argument::U32(floor),
         buffer(&vec![7_u32; keys.len()], &slots),
@@ -220,7 +269,7 @@ fn insert(model: &mut Model, keys: &[(u32, u64)], now: u32, floor: u32, blocks_m
 fn clear(model: &mut Model, seed: u64) -> Case {
     let before = model.digests.clone();
     let random = |slot: u32| mix(seed << 32 | u64::from(slot));
-    let slots: Vec<u32> = (0..model.sets * WAYS)
+    let slots: Vec<u32> = (0..model.digests.len() as u32)
         .filter(|&slot| random(slot) % 4 == 0)
         .map(|slot| if random(slot) % 8 == 0 { NONE } else { slot })
         .collect();
@@ -243,7 +292,7 @@ mod tests {
 
     #[test]
     fn the_model_agrees_with_a_map_and_keeps_what_is_staged() {
-        let mut model = Model::new(3);
+        let mut model = Model::new(&[1, 2]);
         let mut map: BTreeMap<(u32, u64), (u32, u32)> = BTreeMap::new(); // slot, step
         let (mut evictions, mut refusals) = (0, 0);
         for step in 1..200 {

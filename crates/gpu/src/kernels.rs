@@ -57,7 +57,7 @@ pub const TENSOR: Source = Source {
 pub const CACHE: Source = Source {
     name: "cache.cu",
     text: include_str!("../kernels/cache.cu"),
-    kernels: &["find_slots", "insert_slots", "clear_slots", "move_rows_by_four", "move_rows"],
+    kernels: &["find_slots", "insert_slots", "clear_slots", "move_rows"],
 };
 
 /// Around the matrix products of a step: bias and ReLU, the loss, sums of gradients, updates.

@@ -41,5 +41,5 @@ pub use products::{
     Epilogue, Operation, Precision, Product, Products, Shape, has_products, mask_bytes,
 };
 pub use replay::{Difference, RowsIn, replay};
-pub use slots::{Inserted, Mover, SlotKey, SlotTable};
+pub use slots::{Inserted, Mover, PartKeys, RowMoves, SlotKey, SlotTable};
 pub use transfer::{Download, Upload};

@@ -7,11 +7,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gpu::{Device, Error, Exchange, Kernels, Memory, Mover, SlotKey, SlotTable, compile, pinned};
+use gpu::{
+    Device, Error, Exchange, Kernels, Memory, Mover, PartKeys, RowMoves, SlotKey, SlotTable,
+    compile, pinned,
+};
 use table::Optimizer;
 use testkit::{Random, under_pretended_cuda};
 
-const SETS: u32 = 3;
+/// Of the part of table 0, and of that of the others.
+const SETS: [u32; 3] = [1, 0, 2];
 const WIDTH: u32 = 8;
 
 fn opened() -> (Device, Arc<Kernels>) {
@@ -20,6 +24,12 @@ fn opened() -> (Device, Arc<Kernels>) {
     let code = |source| Ok::<_, Error>(compile(source, capability).unwrap());
     let kernels = Arc::new(Kernels::load(&device, code).unwrap());
     (device, kernels)
+}
+
+/// Keys in order, of which table 0's belong to the first part, the others' to the third.
+fn parts_of(keys: &[SlotKey]) -> [PartKeys; 2] {
+    let of_the_first = keys.partition_point(|key| key.table == 0);
+    [PartKeys { part: 0, end: of_the_first }, PartKeys { part: 2, end: keys.len() }]
 }
 
 fn some_keys(random: &mut Random, most: u64) -> Vec<SlotKey> {
@@ -42,7 +52,7 @@ fn a_cache_keeps_what_a_map_keeps_and_evicts_nothing_that_is_staged() {
     let (device, kernels) = opened();
     let mut memory = Memory::take(&device, 64 << 10).unwrap();
     let mut mover = Mover::new(&device, Arc::clone(&kernels)).unwrap();
-    let table = SlotTable::new(&mut memory, &mover, SETS).unwrap();
+    let table = SlotTable::new(&mut memory, &mover, &SETS).unwrap();
     assert_eq!(table.slots(), 96);
     let mut map: BTreeMap<SlotKey, (u32, u32)> = BTreeMap::new(); // slot, step
     let mut random = Random::new(5);
@@ -50,7 +60,7 @@ fn a_cache_keeps_what_a_map_keeps_and_evicts_nothing_that_is_staged() {
     for step in 1..60 {
         let floor = step - step.min(4);
         let keys = some_keys(&mut random, 60);
-        let found = mover.find(&table, step, &keys).unwrap();
+        let found = mover.find(&table, step, &keys, &parts_of(&keys)).unwrap();
         let expected: Vec<Option<u32>> =
             keys.iter().map(|key| map.get(key).map(|at| at.0)).collect();
         assert_eq!(found, expected, "step {step}");
@@ -61,7 +71,7 @@ fn a_cache_keeps_what_a_map_keeps_and_evicts_nothing_that_is_staged() {
                 None => missing.push(*key),
             }
         }
-        let inserted = mover.insert(&table, step, floor, &missing).unwrap();
+        let inserted = mover.insert(&table, step, floor, &missing, &parts_of(&missing)).unwrap();
         for (key, inserted) in missing.iter().zip(inserted) {
             if let Some(gone) = inserted.evicted {
                 let (slot, taken) = map.remove(&gone).expect("it was there");
@@ -70,6 +80,8 @@ fn a_cache_keeps_what_a_map_keeps_and_evicts_nothing_that_is_staged() {
             }
             match inserted.slot {
                 Some(slot) => {
+                    let part = if key.table == 0 { 0 } else { 2 };
+                    assert!(table.slots_of(part).contains(&slot), "{key:?} in {slot}");
                     assert!(map.values().all(|at| at.0 != slot), "slot {slot} twice");
                     map.insert(*key, (slot, step));
                 }
@@ -89,6 +101,11 @@ fn a_cache_keeps_what_a_map_keeps_and_evicts_nothing_that_is_staged() {
     }
     assert!(evictions > 100 && refusals > 10, "{evictions} evictions, {refusals} refusals");
     assert!(mover.clear(&table, &[96]).is_err(), "a slot that is none");
+    let key = [SlotKey { table: 0, number: 1 }];
+    for (part, end) in [(1, 1), (3, 1), (0, 2), (0, 0)] {
+        let refused = mover.find(&table, 1, &key, &[PartKeys { part, end }]);
+        assert!(refused.is_err(), "part {part}, which has no slots, or {end} keys");
+    }
 }
 
 #[test]
@@ -107,10 +124,11 @@ fn rows_move_and_are_exchanged_wherever_they_lie() {
     // the even rows go up, each to the place of the one before from behind
     let from: Vec<u64> = (0..n).step_by(2).map(|i| there.address() + i * row_bytes).collect();
     let to: Vec<u64> = (0..n).step_by(2).map(|i| here.address() + (98 - i) * row_bytes).collect();
+    let moves = |to| RowMoves { floats: WIDTH, from: &from, to };
     // SAFETY: rows of two buffers, each once.
-    unsafe { mover.move_rows(WIDTH, &from, &to) }.unwrap();
-    // SAFETY: as above.
-    let refused = unsafe { mover.move_rows(WIDTH, &from, &to[1..]) };
+    unsafe { mover.move_rows(&[moves(&to)]) }.unwrap();
+    // SAFETY: refused before anything is launched.
+    let refused = unsafe { mover.move_rows(&[moves(&to[1..])]) };
     assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
 
     // rows by turns from the device and from the host, through one list
@@ -145,10 +163,11 @@ fn after_a_launch_that_failed_nothing_is_launched() {
     let (device, kernels) = opened();
     let mut memory = Memory::take(&device, 64 << 10).unwrap();
     let mut mover = Mover::new(&device, kernels).unwrap();
-    let table = SlotTable::new(&mut memory, &mover, SETS).unwrap();
+    let table = SlotTable::new(&mut memory, &mover, &SETS).unwrap();
     let keys = [SlotKey { table: 0, number: 1 }];
-    assert_eq!(mover.find(&table, 1, &keys), Ok(vec![None]));
-    let failed = mover.insert(&table, 1, 1, &keys).unwrap_err();
+    let parts = parts_of(&keys);
+    assert_eq!(mover.find(&table, 1, &keys, &parts), Ok(vec![None]));
+    let failed = mover.insert(&table, 1, 1, &keys, &parts).unwrap_err();
     assert!(failed.to_string().contains("cuLaunchKernel"), "{failed}");
-    assert_eq!(mover.find(&table, 2, &keys), Err(failed));
+    assert_eq!(mover.find(&table, 2, &keys, &parts), Err(failed));
 }

@@ -2,6 +2,7 @@
 //! the newest bits are in the arena, that a row leaves the device, or that it takes what was set.
 //! Each is a batch, and does nothing where none of its rows is on the device.
 
+use gpu::PartKeys;
 use table::Key;
 
 use super::cache::{Cache, key_of};
@@ -113,16 +114,19 @@ impl Inner {
     ) -> gpu::Result<()> {
         let tables = self.tables_now();
         let keys: Vec<_> = rows.iter().map(|&(table, row)| key_of(table, row)).collect();
-        let slots = cache.find(class.number, 0, &keys)?; // a look, which is no use
+        if cache.part(class.number).is_none() {
+            return Ok(());
+        }
+        let all_of_class = [PartKeys { part: class.number as usize, end: keys.len() }];
+        let slots = cache.find(0, &keys, &all_of_class)?; // a look, which is no use
         let found: Vec<_> =
             slots.into_iter().zip(keys).filter_map(|(slot, key)| Some((slot?, key))).collect();
-        let Some((mover, part)) = cache.part(class.number) else { return Ok(()) };
         match wish {
-            Wish::Up => part.up(mover, &tables, &found),
-            Wish::Down => part.down(mover, &tables, &found),
+            Wish::Up => cache.up(&tables, &found),
+            Wish::Down => cache.down(&tables, &found),
             Wish::Away => {
-                part.down(mover, &tables, &found)?;
-                part.gone(mover, &tables, &found)
+                cache.down(&tables, &found)?;
+                cache.gone(&tables, &found)
             }
         }
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use gpu::SlotKey;
+use gpu::{PartKeys, SlotKey};
 use table::RowStatus;
 
 use super::DeviceTier;
@@ -76,39 +76,27 @@ impl DeviceTier {
             device_rows: vec![0; runs.len()],
         };
         let mut cache = self.cache.lock(); // let go before the plan, which takes it to its end
-        for class in classes {
-            let of_class = |run: &&(usize, &Run)| run.1.table.class.number == class.number;
-            let runs: Vec<(usize, &Run)> =
-                runs.iter().enumerate().filter(|run| of_class(&run)).collect();
-            if !runs.is_empty() {
-                self.resolve_class(&mut cache, class, tables, &runs, rows, statuses, &mut plan)?;
-            }
-        }
+        self.place(&mut cache, classes, tables, runs, rows, statuses, &mut plan)?;
         drop(cache);
         self.note_stage(begun);
         Ok(plan)
     }
 
-    #[allow(clippy::too_many_arguments)] // one stage's state, by class
-    fn resolve_class(
+    /// Gives each row its address: one look, one insertion and one move each way for all classes.
+    #[allow(clippy::too_many_arguments)] // one stage's state
+    fn place(
         &self,
         cache: &mut Cache,
-        class: &Class,
+        classes: &[Arc<Class>],
         tables: &[Arc<Table>],
-        runs: &[(usize, &Run)],
+        runs: &[Run],
         rows: &[Row],
         statuses: &mut [RowStatus],
         plan: &mut Resolved,
     ) -> gpu::Result<()> {
-        let wanted: Vec<Wanted> = runs
-            .iter()
-            .flat_map(|(number, run)| run.range.clone().map(move |at| (*number, run.table.id, at)))
-            .filter(|&(_, _, at)| rows[at] != Row::NONE)
-            .map(|(run, table, at)| Wanted { run, at, key: key_of(table, rows[at]) })
-            .collect();
-        class.arena.reach(&self.device, wanted.iter().map(|wanted| rows[wanted.at]))?;
-        let keys: Vec<SlotKey> = wanted.iter().map(|wanted| wanted.key).collect();
-        let mut slots = cache.find(class.number, plan.number, &keys)?;
+        let Listed { wanted, keys, parts } = self.list(cache, classes, runs, rows)?;
+        let mut slots = cache.find(plan.number, &keys, &parts)?;
+        slots.resize(wanted.len(), None); // those of classes without a part
         for (wanted, slot) in wanted.iter().zip(&slots) {
             if slot.is_some() && statuses[wanted.at] == RowStatus::Host {
                 statuses[wanted.at] = RowStatus::Gpu;
@@ -116,52 +104,110 @@ impl DeviceTier {
         }
         count(runs, &wanted, &slots);
         // one that another step has in the arena stays there
-        let may = |i: &usize| !cache.held.contains_key(&(class.number, rows[wanted[*i].at]));
+        let may = |i: &usize| {
+            let Wanted { class, at, .. } = wanted[*i];
+            !cache.held.contains_key(&(class, rows[at]))
+        };
         let missing: Vec<usize> =
             (0..keys.len()).filter(|&i| slots[i].is_none()).filter(may).collect();
+        let ends = |part: &PartKeys| {
+            let end = missing.partition_point(|&i| i < part.end);
+            PartKeys { end, ..*part }
+        };
+        let parts: Vec<PartKeys> = parts.iter().map(ends).collect();
         let keys: Vec<SlotKey> = missing.iter().map(|&i| keys[i]).collect();
-        let brought = cache.bring_up(class.number, plan.number, tables, &keys)?;
+        let brought = cache.bring_up(plan.number, tables, &keys, &parts)?;
         for (i, slot) in missing.into_iter().zip(brought) {
             slots[i] = slot;
         }
-        let mut on_device = Vec::new();
+        let mut on_device = vec![Vec::new(); classes.len()];
         for (wanted, slot) in wanted.iter().zip(slots) {
-            let row = rows[wanted.at];
-            let place = slot.and_then(|slot| Some((slot, cache.part(class.number)?.1)));
+            let (class, row) = (wanted.class, rows[wanted.at]);
+            let place = slot.and_then(|slot| Some((slot, cache.part(class)?)));
             let (embedding, state) = if let Some((slot, part)) = place {
-                on_device.push(slot);
+                on_device[class as usize].push(slot);
                 plan.device_rows[wanted.run] += 1;
                 (part.embedding_address(slot), part.state_address(slot))
             } else {
-                *cache.held.entry((class.number, row)).or_default() += 1;
-                plan.held.push((class.number, row));
-                (class.arena.embedding_address(row), class.arena.state_address(row))
+                *cache.held.entry((class, row)).or_default() += 1;
+                plan.held.push((class, row));
+                let arena = &classes[class as usize].arena;
+                (arena.embedding_address(row), arena.state_address(row))
             };
             (plan.embeddings[wanted.at], plan.states[wanted.at]) = (embedding, state);
         }
-        if let Some((_, part)) = cache.part(class.number) {
-            plan.slots.push((Arc::clone(&part.changed), on_device));
+        for (class, slots) in (0..).zip(on_device).filter(|(_, slots)| !slots.is_empty()) {
+            let part = cache.part(class).expect("a slot is of a part");
+            plan.slots.push((Arc::clone(&part.changed), slots));
         }
         Ok(())
     }
+
+    /// The rows of a stage, class by class, and the keys of those whose classes have a part of the
+    /// device, which come first. The device reaches all of them.
+    fn list(
+        &self,
+        cache: &Cache,
+        classes: &[Arc<Class>],
+        runs: &[Run],
+        rows: &[Row],
+    ) -> gpu::Result<Listed> {
+        let mut listed = Listed::default();
+        for has_part in [true, false] {
+            for class in classes {
+                if cache.part(class.number).is_some() != has_part {
+                    continue;
+                }
+                let begin = listed.wanted.len();
+                let of_class = |run: &(usize, &Run)| run.1.table.class.number == class.number;
+                for (run, of_run) in runs.iter().enumerate().filter(of_class) {
+                    let here = of_run.range.clone().filter(|&at| rows[at] != Row::NONE);
+                    let wanted = here.map(|at| Wanted { run, class: class.number, at });
+                    listed.wanted.extend(wanted);
+                    if has_part {
+                        let own = &listed.wanted[listed.keys.len()..];
+                        let keys =
+                            own.iter().map(|wanted| key_of(of_run.table.id, rows[wanted.at]));
+                        listed.keys.extend(keys);
+                    }
+                }
+                let own = &listed.wanted[begin..];
+                class.arena.reach(&self.device, own.iter().map(|wanted| rows[wanted.at]))?;
+                if has_part && !own.is_empty() {
+                    let (part, end) = (class.number as usize, listed.keys.len());
+                    listed.parts.push(PartKeys { part, end });
+                }
+            }
+        }
+        Ok(listed)
+    }
+}
+
+/// What a stage wants.
+#[derive(Default)]
+struct Listed {
+    wanted: Vec<Wanted>,
+    keys: Vec<SlotKey>, // of the first so many that are wanted
+    parts: Vec<PartKeys>,
 }
 
 /// A row that a stage wants.
+#[derive(Clone, Copy)]
 struct Wanted {
     run: usize, // among the step's runs
-    at: usize,  // among the step's keys
-    key: SlotKey,
+    class: u32,
+    at: usize, // among the step's keys
 }
 
 /// Counts what was there before the stage.
-fn count(runs: &[(usize, &Run)], wanted: &[Wanted], slots: &[Option<u32>]) {
-    for (number, run) in runs {
-        let of_run = wanted.iter().zip(slots).filter(|(wanted, _)| wanted.run == *number);
-        let (mut hits, mut all) = (0, 0);
-        for (_, slot) in of_run {
-            hits += u64::from(slot.is_some());
-            all += 1;
-        }
+fn count(runs: &[Run], wanted: &[Wanted], slots: &[Option<u32>]) {
+    let mut found = vec![[0; 2]; runs.len()]; // hits, all
+    for (wanted, slot) in wanted.iter().zip(slots) {
+        let [hits, all] = &mut found[wanted.run];
+        *hits += u64::from(slot.is_some());
+        *all += 1;
+    }
+    for (run, [hits, all]) in runs.iter().zip(found) {
         add(&run.table.tally.gpu_hits, hits);
         add(&run.table.tally.gpu_misses, all - hits);
     }
