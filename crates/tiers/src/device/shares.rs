@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn shares_follow_what_is_staged_and_leave_everybody_some() {
-        assert_eq!(shares(BUDGET, &[]), []);
+        assert!(shares(BUDGET, &[]).is_empty());
         assert_eq!(shares(BUDGET, &[7]), [BUDGET]);
         assert_eq!(shares(BUDGET, &[0, 0]), [BUDGET / 2; 2]);
         let three = shares(BUDGET, &[900, 90, 0]);
