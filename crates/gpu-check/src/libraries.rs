@@ -9,9 +9,9 @@ use std::{env, fs};
 /// The variable by which the loader is told where to look. It is read when a program starts.
 pub const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
 
-/// Folders that hold the compiler, the matrix products or NCCL: of CUDA's own packages, then of those
-/// that come with Python's.
-pub fn folders() -> Vec<PathBuf> {
+/// Folders that hold any of these libraries: of CUDA's own packages, then of those that come with
+/// Python's.
+pub fn folders(names: &[&str]) -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for parent in subfolders(Path::new("/usr/local")) {
         let name = parent.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -27,7 +27,7 @@ pub fn folders() -> Vec<PathBuf> {
             folders.extend(packages.iter().map(|package| package.join("lib")));
         }
     }
-    folders.retain(|folder| has_library(folder));
+    folders.retain(|folder| has_library(folder, names));
     folders
 }
 
@@ -39,12 +39,12 @@ pub fn extended(folders: &[PathBuf]) -> Option<OsString> {
     env::join_paths(named.iter().chain(folders)).ok()
 }
 
-fn has_library(folder: &Path) -> bool {
+fn has_library(folder: &Path, names: &[&str]) -> bool {
     let Ok(entries) = fs::read_dir(folder) else { return false };
     entries.filter_map(Result::ok).any(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        ["libnvrtc.so", "libcublasLt.so", "libnccl.so"].iter().any(|known| name.starts_with(known))
+        names.iter().any(|known| name.starts_with(known))
     })
 }
 
@@ -65,10 +65,12 @@ mod tests {
     #[test]
     fn a_folder_counts_that_holds_a_library() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(!has_library(folder.path()));
+        let names = ["libnccl.so", "libnvrtc.so"];
+        assert!(!has_library(folder.path(), &names));
         fs::write(folder.path().join("libnvrtc.so.13"), "").unwrap();
-        assert!(has_library(folder.path()));
-        assert!(!has_library(&folder.path().join("gone")));
+        assert!(has_library(folder.path(), &names));
+        assert!(!has_library(folder.path(), &names[..1]), "another library");
+        assert!(!has_library(&folder.path().join("gone"), &names));
         let text = extended(&[folder.path().to_owned()]).unwrap();
         assert!(env::split_paths(&text).any(|path| path == folder.path()));
     }

@@ -16,7 +16,7 @@ use clap::Parser;
 use gpu::kernels::ALL;
 use gpu::{
     CodeCache, CodeSource, ComputeCapability, Device, Kernels, Memory, compiler_version,
-    has_compiler, has_products,
+    has_collective, has_compiler, has_products,
 };
 use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
@@ -86,12 +86,23 @@ fn main() -> ExitCode {
 }
 
 /// The loader reads its variable when a program starts; so where a library is not found and lies in
-/// a folder that we know of, the program starts once more.
+/// a folder that we know of, the program starts once more. Folders of libraries that are found
+/// already are left alone: another version may lie there.
 fn tell_the_loader() {
-    if std::env::var_os(TOLD).is_some() || (has_compiler() && has_products()) {
+    if std::env::var_os(TOLD).is_some() {
         return;
     }
-    let folders = libraries::folders();
+    let libraries = [
+        ("libnvrtc.so", has_compiler()),
+        ("libcublasLt.so", has_products()),
+        ("libnccl.so", has_collective()),
+    ];
+    let missing: Vec<&str> =
+        libraries.iter().filter(|(_, found)| !found).map(|(name, _)| *name).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let folders = libraries::folders(&missing);
     let Ok(program) = std::env::current_exe() else { return };
     if let (false, Some(paths)) = (folders.is_empty(), libraries::extended(&folders)) {
         let mut again = Command::new(program);

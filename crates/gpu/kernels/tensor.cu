@@ -266,13 +266,14 @@ __device__ __forceinline__ void gradient_tiles(
         const u32 half = i % 2 * 2;
         const float(&both)[2][4] = sums[i / 2];
         float4 sum = {both[0][half], both[1][half], both[0][half + 1], both[1][half + 1]};
-        if (row == 0) {
+        if (row == 0) { // it is in the result by itself too
             sum.x = __fadd_rn(sum.x, crossed_gradient[to]);
             sum.y = __fadd_rn(sum.y, crossed_gradient[to + 1]);
             sum.z = __fadd_rn(sum.z, crossed_gradient[to + 2]);
             sum.w = __fadd_rn(sum.w, crossed_gradient[to + 3]);
         }
-        *reinterpret_cast<float4*>(gradient + (u64)row * dim + to) = sum;
+        // counted in fours, or the compiler would store them one by one
+        reinterpret_cast<float4*>(gradient)[((u64)row * dim + to) / 4] = sum;
     }
 }
 

@@ -69,6 +69,11 @@ pub struct Communicator {
 // SAFETY: the library's handles may be used from any thread, one at a time: it is not `Sync`.
 unsafe impl Send for Communicator {}
 
+/// Whether the library can be loaded here.
+pub fn has_collective() -> bool {
+    Collective::open().is_ok()
+}
+
 impl Collective {
     /// Loads the library.
     pub fn open() -> Result<Self> {

@@ -26,7 +26,7 @@ mod transfer;
 pub mod vectors;
 
 pub use cache::{CodeCache, CodeSource};
-pub use collective::{Collective, Communicator, UniqueId};
+pub use collective::{Collective, Communicator, UniqueId, has_collective};
 pub use compile::{Code, compile, compiler_version, has_compiler};
 pub use dense::{BagTerms, Columns, DenseRule, Matrix, RowTerms};
 pub use device::{Device, Event, Stream};
