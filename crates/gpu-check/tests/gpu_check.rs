@@ -89,7 +89,7 @@ fn all_of_it_runs_against_a_pretended_cuda() {
     ] {
         assert!(ids.contains(&id), "{id} is not among {ids:?}");
     }
-    assert_eq!(std::fs::read_dir(&code).unwrap().count(), 5, "the code of each source is kept");
+    assert_eq!(std::fs::read_dir(&code).unwrap().count(), 6, "the code of each source is kept");
     let again = gpu_check(Some(PretendedCuda::get()), &arguments, &[]);
     assert!(again.status.success(), "with code from the folder: {again:?}");
 }

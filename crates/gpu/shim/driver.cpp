@@ -105,6 +105,44 @@ std::function<void()> check_of_rows(const std::string& kernel, void** values) {
     const auto number = [&](int i) { return *static_cast<const unsigned*>(values[i]); };
     const auto word = [&](int i) { return *static_cast<const Address*>(values[i]); };
     std::vector<Listed> all;
+    if (kernel == "gather_tables") {
+        return [kernel, list = word(0), out = word(1), at = word(2), n = number(3), total = word(4)] {
+            check_memory(kernel.c_str(), at, n * sizeof(GatherRun));
+            const auto* runs = (const GatherRun*)(uintptr_t)at;
+            for (unsigned r = 0; r < n; r++) {
+                const GatherRun& run = runs[r];
+                const size_t rows = ((r + 1 < n ? runs[r + 1].begin : total) - run.begin) / run.parts;
+                const size_t bytes = run.parts * (run.by_four ? 16u : 4u);
+                check_memory(kernel.c_str(), out + 4 * run.floats, rows * bytes);
+                check_memory(kernel.c_str(), list, (run.row + rows) * sizeof(Address));
+                const auto* addresses = (const Address*)(uintptr_t)list + run.row;
+                for (size_t i = 0; i < rows; i++) {
+                    if (addresses[i] != 0) check_row(kernel, addresses[i], bytes);
+                }
+            }
+        };
+    }
+    if (kernel == "update_tables") {
+        const std::array<Address, 2> lists{word(0), word(1)};
+        return [kernel, lists, slopes = word(2), at = word(3), n = number(4), total = word(5)] {
+            check_memory(kernel.c_str(), at, n * sizeof(UpdateRun));
+            const auto* runs = (const UpdateRun*)(uintptr_t)at;
+            for (unsigned r = 0; r < n; r++) {
+                const UpdateRun& run = runs[r];
+                const size_t dim = run.dim, end = r + 1 < n ? runs[r + 1].begin : total;
+                const size_t states[] = {0, dim, 1, 2 * dim + 1};
+                check_memory(kernel.c_str(), slopes + 4 * run.floats, (end - run.begin) * dim * 4);
+                for (const Address list : lists) check_memory(kernel.c_str(), list, end * sizeof(Address));
+                for (size_t i = run.begin; i < end; i++) {
+                    const Address row = ((const Address*)(uintptr_t)lists[0])[i];
+                    const Address state = ((const Address*)(uintptr_t)lists[1])[i];
+                    if (row == 0) continue;
+                    check_row(kernel, row, dim * 4);
+                    check_row(kernel, state, states[run.rule] * 4);
+                }
+            }
+        };
+    }
     if (kernel.rfind("gather_rows", 0) == 0 || kernel == "update_sgd") {
         all.push_back({word(0), word(3), number(2)});
     } else if (kernel == "move_rows") {

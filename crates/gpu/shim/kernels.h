@@ -7,6 +7,8 @@
 
 #include "../kernels/rows.cu"
 
+#include "../kernels/tables.cu"
+
 #include "../kernels/network.cu"
 
 #include "../kernels/tensor.cu"
@@ -68,6 +70,8 @@ constexpr size_t arity(void (*)(A...)) {
     DO(update_adagrad) \
     DO(update_rowwise_adagrad) \
     DO(update_adam) \
+    DO(gather_tables) \
+    DO(update_tables) \
     DO(pool_rows) \
     DO(pool_rows_by_four) \
     DO(sum_weighted_gradients) \

@@ -28,6 +28,13 @@ pub const ROWS: Source = Source {
     ],
 };
 
+/// Rows of several tables in one launch, whatever their lengths and rules.
+pub const TABLES: Source = Source {
+    name: "tables.cu",
+    text: include_str!("../kernels/tables.cu"),
+    kernels: &["gather_tables", "update_tables"],
+};
+
 /// Between the matrix products: pooling and the dot interaction, both ways.
 pub const NETWORK: Source = Source {
     name: "network.cu",
@@ -84,7 +91,7 @@ pub const DENSE: Source = Source {
 };
 
 /// Every source.
-pub const ALL: [Source; 5] = [ROWS, NETWORK, TENSOR, CACHE, DENSE];
+pub const ALL: [Source; 6] = [ROWS, TABLES, NETWORK, TENSOR, CACHE, DENSE];
 
 /// Slots of a set of the cache's table: one for each thread of a warp.
 pub const WAYS: u32 = WARP;

@@ -5,7 +5,9 @@
 use table::Optimizer;
 
 use crate::device::{Device, Stream};
-use crate::kernels::{ALL, BLOCK, CACHE, DENSE, Interaction, NETWORK, ROWS, TENSOR, WARP, grid};
+use crate::kernels::{
+    ALL, BLOCK, CACHE, DENSE, Interaction, NETWORK, ROWS, TABLES, TENSOR, WARP, grid,
+};
 use crate::memory::{Buffer, Memory};
 use crate::module::{Module, Threads, Value};
 use crate::{Code, Error, Result};
@@ -19,6 +21,7 @@ const FLOAT_BYTES: u64 = 4;
 #[derive(Debug)]
 pub struct Kernels {
     rows: Module,
+    tables: Module,
     pub(crate) network: Module,
     tensor: Module,
     cache: Module,
@@ -158,13 +161,14 @@ impl Kernels {
         mut code: impl FnMut(crate::kernels::Source) -> std::result::Result<Code, E>,
     ) -> std::result::Result<Self, E> {
         let rows = Module::load(device, ROWS, &code(ROWS)?)?;
+        let tables = Module::load(device, TABLES, &code(TABLES)?)?;
         let network = Module::load(device, NETWORK, &code(NETWORK)?)?;
         let tensor = Module::load(device, TENSOR, &code(TENSOR)?)?;
         let cache = Module::load(device, CACHE, &code(CACHE)?)?;
         let dense = Module::load(device, DENSE, &code(DENSE)?)?;
         let blocks_max = device.description().multiprocessors * BLOCKS_OF_A_MULTIPROCESSOR;
         let has_tensor_cores = device.description().compute_capability.major >= 8;
-        Ok(Self { rows, network, tensor, cache, dense, blocks_max, has_tensor_cores })
+        Ok(Self { rows, tables, network, tensor, cache, dense, blocks_max, has_tensor_cores })
     }
 
     /// The module that a kernel is in.
@@ -172,6 +176,7 @@ impl Kernels {
         let source = ALL.into_iter().find(|source| source.kernels.contains(&kernel));
         match source {
             Some(ROWS) => Ok(&self.rows),
+            Some(TABLES) => Ok(&self.tables),
             Some(NETWORK) => Ok(&self.network),
             Some(TENSOR) => Ok(&self.tensor),
             Some(DENSE) => Ok(&self.dense),

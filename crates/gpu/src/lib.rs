@@ -22,6 +22,7 @@ mod probe;
 mod products;
 mod replay;
 mod slots;
+mod table_vectors;
 mod transfer;
 pub mod vectors;
 
@@ -31,7 +32,7 @@ pub use compile::{Code, compile, compiler_version, has_compiler};
 pub use dense::{BagTerms, Columns, DenseRule, Matrix, RowTerms};
 pub use device::{Device, Event, Stream};
 pub use error::{Error, NoCode, NoDevice, Result};
-pub use exchange::Exchange;
+pub use exchange::{Exchange, RowsGathered, RowsUpdated};
 pub use graph::Graph;
 pub use launch::{Bags, BagsTaken, Kernels, Rows};
 pub use memory::{Buffer, BuffersHeld, Memory, Registered, pinned};

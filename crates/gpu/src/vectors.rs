@@ -83,7 +83,8 @@ pub struct Case {
     pub arguments: Vec<Argument>,
 }
 
-/// Cases of every kernel in [`crate::kernels::CACHE`], and in [`crate::kernels::ROWS`]: widths of
+/// Cases of every kernel in [`crate::kernels::CACHE`], [`crate::kernels::TABLES`], and in
+/// [`crate::kernels::ROWS`]: widths of
 /// one float up to 128, no row, one row, more rows than a grid has threads, rows that there are
 /// not.
 pub fn cases() -> Vec<Case> {
@@ -108,6 +109,7 @@ pub fn cases() -> Vec<Case> {
             cases.push(shape.update(optimizer));
         }
     }
+    cases.extend(crate::table_vectors::cases());
     cases.extend(crate::cache_vectors::cases());
     cases
 }

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use gpu::kernels::{ALL, CACHE, ROWS};
+use gpu::kernels::{ALL, CACHE, ROWS, TABLES};
 use gpu::vectors::{Argument, Case, cases, encode};
 use gpu::{ComputeCapability, NoCode};
 use testkit::CppProgram;
@@ -15,7 +15,7 @@ use testkit::CppProgram;
 fn every_kernel_makes_the_hosts_bits_on_the_cpu() {
     let shim = shim(&[]);
     let cases = cases();
-    for &kernel in [ROWS, CACHE].iter().flat_map(|source| source.kernels) {
+    for &kernel in [ROWS, TABLES, CACHE].iter().flat_map(|source| source.kernels) {
         let of_it: Vec<Case> = cases.iter().filter(|c| c.kernel == kernel).cloned().collect();
         assert!(!of_it.is_empty(), "no vectors for {kernel}");
         let output = shim.run(&encode(&of_it));

@@ -1,7 +1,8 @@
 //! Pull and push of a step that was resolved: one gather reads rows of the device and of the host's
-//! arena alike, one update writes them. Tables that lie side by side in the batch and have one
-//! width, and one optimizer, go in one launch.
+//! arena alike, one update writes them: of all tables, whatever their widths and optimizers.
 #![allow(unsafe_code)]
+
+use gpu::{RowsGathered, RowsUpdated};
 
 use super::Resolved;
 use crate::Result;
@@ -20,17 +21,16 @@ impl Inner {
         let Some(tier) = &self.device else { return Ok(()) };
         let _read: Vec<_> = runs.iter().map(|run| run.table.rows.read()).collect();
         let mut exchange = tier.exchange.lock();
-        let mut rest = out;
-        for side_by_side in runs.chunk_by(|a, b| a.table.layout.dim == b.table.layout.dim) {
-            let (dim, range) = (side_by_side[0].table.layout.dim, range_of(side_by_side));
-            let (out, after) = rest.split_at_mut(range.len() * dim);
-            rest = after;
-            let addresses = &plan.embeddings[range];
-            // SAFETY: the plan lives, so that its rows stay where they are; the tables' locks are
-            // held, so that nobody writes them.
-            let gathered = unsafe { exchange.gather(dim as u32, addresses, out) };
-            self.lost(gathered)?;
-        }
+        let alike = |a: &Run, b: &Run| a.table.layout.dim == b.table.layout.dim;
+        let gathered = runs.chunk_by(alike).map(|side_by_side| RowsGathered {
+            floats: side_by_side[0].table.layout.dim as u32,
+            addresses: &plan.embeddings[range_of(side_by_side)],
+        });
+        let gathered: Vec<RowsGathered<'_>> = gathered.collect();
+        // SAFETY: the plan lives, so that its rows stay where they are; the tables' locks are held,
+        // so that nobody writes them.
+        let done = unsafe { exchange.gather_all(&gathered, out) };
+        self.lost(done)?;
         for (run, device_rows) in runs.iter().zip(&plan.device_rows) {
             let row_bytes = (run.table.layout.dim * size_of::<f32>()) as u64;
             let host_rows = run.range.len() as u64 - device_rows;
@@ -54,26 +54,24 @@ impl Inner {
         for (changed, slots) in &plan.slots {
             slots.iter().for_each(|&slot| changed.set(slot));
         }
-        let mut rest = gradients;
         let alike = |a: &Run, b: &Run| {
             a.table.layout.dim == b.table.layout.dim
                 && a.table.spec.optimizer == b.table.spec.optimizer
         };
-        for side_by_side in runs.chunk_by(alike) {
-            let table = &side_by_side[0].table;
-            let (dim, range) = (table.layout.dim, range_of(side_by_side));
-            let (gradients, after) = rest.split_at(range.len() * dim);
-            rest = after;
-            let addresses = &plan.embeddings[range.clone()];
-            let states = if table.layout.state > 0 { &plan.states[range] } else { &[] };
-            let optimizer = &table.spec.optimizer;
-            // SAFETY: the plan lives, so that its rows stay where they are; the tables' locks are
-            // held exclusively, and a batch has no row twice.
-            let updated = unsafe {
-                exchange.update(optimizer, dim as u32, addresses, states, gradients, rate)
-            };
-            self.lost(updated)?;
-        }
+        let updated = runs.chunk_by(alike).map(|side_by_side| {
+            let (table, range) = (&side_by_side[0].table, range_of(side_by_side));
+            RowsUpdated {
+                optimizer: &table.spec.optimizer,
+                floats: table.layout.dim as u32,
+                addresses: &plan.embeddings[range.clone()],
+                states: if table.layout.state > 0 { &plan.states[range] } else { &[] },
+            }
+        });
+        let updated: Vec<RowsUpdated<'_>> = updated.collect();
+        // SAFETY: the plan lives, so that its rows stay where they are; the tables' locks are held
+        // exclusively, and a batch has no row twice.
+        let done = unsafe { exchange.update_all(&updated, gradients, rate) };
+        self.lost(done)?;
         for (run, device_rows) in runs.iter().zip(&plan.device_rows) {
             let row_bytes = run.table.layout.bytes() as u64;
             let host_rows = run.range.len() as u64 - device_rows;
