@@ -40,12 +40,12 @@ const COMMIT: &str = match option_env!("EMBEDDING_PS_COMMIT") {
 
 /// Checks the kernels of embedding-ps on this machine's GPU, then measures them.
 ///
-/// It needs the driver (CUDA 13.0 or later), libnvrtc and, for matrix products, libcublasLt; libnccl
-/// for sums over devices, which are left out without. It looks for them where the loader does, under /usr/local/cuda* and among Python's packages. It
-/// runs every kernel against vectors that the host's own code made, and a store with rows in the
-/// device's memory against one without, bit for bit; then it measures each beside what the device
-/// can do, in the same run. It takes a few minutes, at most 8, and a third of the device's free
-/// memory.
+/// It needs the driver (CUDA 13.0 or later), libnvrtc and, for matrix products, libcublasLt;
+/// libnccl for sums over devices, which are left out without. It looks for them where the loader
+/// does, under /usr/local/cuda* and among Python's packages. It runs every kernel against vectors
+/// that the host's own code made, and a store with rows in the device's memory against one
+/// without, bit for bit; then it measures each beside what the device can do, in the same run. It
+/// takes a few minutes, at most 8, and a third of the device's free memory.
 ///
 /// Exit codes: 0, all is right and every goal is met; 1, something failed, and the last line says
 /// what failed first; 2, there is no device.

@@ -1,6 +1,6 @@
 //! Vectors of the interaction by tensor cores: beside sums in doubles of numbers that were rounded
-//! as a device rounds them, nearly to the bit; and beside the plain kernel's, as far as the roundings
-//! may lead away.
+//! as a device rounds them, nearly to the bit; and beside the plain kernel's, as far as the
+//! roundings may lead away.
 
 use dlrm::reference::{interact, interact_backward};
 use gpu::Precision;

@@ -84,8 +84,9 @@ extern "C" __global__ void find_slots(
 // A slot for each key, none of which has one: a vacant one of its set, the first of them; else
 // that of the row that was taken longest ago, the first of them, but none that was taken at
 // `floor` or later, for those are staged. Where there is none the key gets NO_SLOT: its row stays
-// in the host's memory. The keys of a group are of one set, which is told, no key twice, and no set
-// has two groups. starts: [groups + 1]; sets: [groups]; keys, tables, slots, evicted_keys, evicted_tables: [starts' last]
+// in the host's memory. The keys of a group are of one set, which is told, no key twice, and no
+// set has two groups. starts: [groups + 1]; sets: [groups]; keys, tables, slots, evicted_keys,
+// evicted_tables: [starts' last]
 extern "C" __global__ void insert_slots(
     const u32* __restrict__ starts, u64 groups, const u64* __restrict__ keys,
     const u32* __restrict__ tables, u8* __restrict__ digests, u64* __restrict__ keys_held,

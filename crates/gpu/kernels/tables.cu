@@ -1,7 +1,7 @@
-// Rows of several tables in one launch, whatever their lengths and rules: gather and update, by their
-// addresses, as rows.cu does it for one length and one rule. The rows of a run are of one length and
-// one rule and stand side by side; a thread finds the run of what it does by a binary search over
-// where the runs begin.
+// Rows of several tables in one launch, whatever their lengths and rules: gather and update, by
+// their addresses, as rows.cu does it for one length and one rule. The rows of a run are of one
+// length and one rule and stand side by side; a thread finds the run of what it does by a binary
+// search over where the runs begin.
 //
 // As in rows.cu every operation is one correctly rounded instruction, in the host's order
 // (crates/optim). Compiled at run time by NVRTC, and for the CPU by shim/kernels.h.
@@ -9,7 +9,8 @@
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// Threads that share a row in an update, as in crates/optim: lane l takes the elements l, l + 8, ...
+// Threads that share a row in an update, as in crates/optim: lane l takes the elements l, l + 8,
+// ...
 #define ROW_LANES 8u
 #define ALL_OF_A_WARP 0xffffffffu
 
@@ -29,8 +30,9 @@ __device__ __forceinline__ R run_at(const R* runs, u32 n, u64 at) {
     return runs[low];
 }
 
-// Rows of one length, from place `row` of the list on: their parts, `parts` a row, fewer than 2^32,
-// count from `begin` on, their floats in the result from `floats` on. A part is four floats, or one.
+// Rows of one length, from place `row` of the list on: their parts, `parts` a row, fewer than
+// 2^32, count from `begin` on, their floats in the result from `floats` on. A part is four floats,
+// or one.
 struct GatherRun {
     u64 begin, floats;
     u32 row, parts, by_four, unused;

@@ -108,8 +108,9 @@ impl Model {
     }
 }
 
-/// Random steps over tables of one set and of several, in one part and in several: keys found, those that were not inserted,
-/// some slots cleared. There are more keys than slots, and now and then all of a set is staged.
+/// Random steps over tables of one set and of several, in one part and in several: keys found,
+/// those that were not inserted, some slots cleared. There are more keys than slots, and now and
+/// then all of a set is staged.
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (seed, sets, keys_of_a_step, blocks_max) in [

@@ -1,7 +1,8 @@
-//! Rows exchanged with a caller that has its floats in ordinary memory: gathered from wherever they
-//! lie into a pinned buffer and handed over from there, and updated by gradients on the same way
-//! up; rows of several lengths and rules in one launch. It works in pieces of a fixed size, in a stream of its own, and returns when all is done. A
-//! caller whose floats are on the device needs none of it.
+//! Rows exchanged with a caller that has its floats in ordinary memory: gathered from wherever
+//! they lie into a pinned buffer and handed over from there, and updated by gradients on the same
+//! way up; rows of several lengths and rules in one launch. It works in pieces of a fixed size, in
+//! a stream of its own, and returns when all is done. A caller whose floats are on the device
+//! needs none of it.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -238,7 +239,8 @@ impl Exchange {
         unsafe { self.gather_launch(&mut launch, rest) }.map(drop)
     }
 
-    /// Gathers what a launch has, which begins anew, and hands it over; tells what is left of `out`.
+    /// Gathers what a launch has, which begins anew, and hands it over; tells what is left of
+    /// `out`.
     ///
     /// # Safety
     /// As for [`Self::gather`].

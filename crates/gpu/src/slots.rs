@@ -185,7 +185,7 @@ impl SlotTable {
     fn check(&self, keys: &[SlotKey], parts: &[PartKeys]) -> Result<()> {
         let mut begin = 0;
         for &PartKeys { part, end } in parts {
-            if end < begin || !self.parts.get(part).is_some_and(|sets| sets.count > 0) {
+            if end < begin || self.parts.get(part).is_none_or(|sets| sets.count == 0) {
                 let (found, expected) = (end as u64, begin as u64);
                 return Err(Error::Length { what: "keys of a part with slots", found, expected });
             }
@@ -200,7 +200,7 @@ impl SlotTable {
 }
 
 impl Mover {
-    /// A mover of a device, with pinned lists of 4 MiB.
+    /// A mover of a device, with pinned lists of 3.3 MiB.
     pub fn new(device: &Device, kernels: Arc<Kernels>) -> Result<Self> {
         Ok(Self {
             stream: device.stream()?,

@@ -1,8 +1,8 @@
 //! An MLP on a device: the memory of its layers for the largest batch, and for each size of batch
 //! its products, planned once. Bias, ReLU and their gradients are the products' own where the
-//! library knows how; else kernels do them. What is planned is tried at once, on memory of the step
-//! that is written over before it is read: the library may refuse at its first run what it had advice
-//! for, and a step that is recorded could not take another way.
+//! library knows how; else kernels do them. What is planned is tried at once, on memory of the
+//! step that is written over before it is read: the library may refuse at its first run what it
+//! had advice for, and a step that is recorded could not take another way.
 
 use gpu::kernels::STRETCH;
 use gpu::{Buffer, Epilogue, Matrix, Memory, Operation, Precision, Product, Shape, mask_bytes};

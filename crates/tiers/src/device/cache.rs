@@ -1,6 +1,6 @@
 //! What is on the device: a table of slots, of which each class has a part, and the rows in them.
-//! Rows go up and down here, and nowhere else; who asks for it has seen to it that nobody uses them.
-//! A launch serves all classes.
+//! Rows go up and down here, and nowhere else; who asks for it has seen to it that nobody uses
+//! them. A launch serves all classes.
 #![allow(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};

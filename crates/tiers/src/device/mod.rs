@@ -1,7 +1,7 @@
-//! The tier in device memory above host RAM: a cache of the host's rows, a class at a time, in sets
-//! of 32. A row that is up keeps its slot in the host's arena, where it goes back to; what is there
-//! meanwhile may be old. So a version is newest in one place: on the device where `changed` says
-//! so, else in the arena.
+//! The tier in device memory above host RAM: a cache of the host's rows, in sets of 32, of which
+//! each class has a part. A row that is up keeps its slot in the host's arena, where it goes back
+//! to; what is there meanwhile may be old. So a version is newest in one place: on the device where
+//! `changed` says so, else in the arena.
 //!
 //! `resolve` is called once a stage, when its rows are in RAM: rows come up, others go down, and
 //! each gets the one address at which pull and push find it. `steps` pulls and pushes. Before the

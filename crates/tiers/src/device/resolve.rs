@@ -83,7 +83,6 @@ impl DeviceTier {
     }
 
     /// Gives each row its address: one look, one insertion and one move each way for all classes.
-    #[allow(clippy::too_many_arguments)] // one stage's state
     fn place(
         &self,
         cache: &mut Cache,

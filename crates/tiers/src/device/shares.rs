@@ -1,6 +1,6 @@
-//! Which part of the device's memory each class has: by what is staged of it, smoothed over the last
-//! stages, so that every class holds the rows of as many steps. It moves no row, and does not say
-//! when the memory may be divided anew.
+//! Which part of the device's memory each class has: by what is staged of it, smoothed over the
+//! last stages, so that every class holds the rows of as many steps. It moves no row, and does not
+//! say when the memory may be divided anew.
 
 /// A stage counts for so many parts of what is remembered.
 const REMEMBERED: u64 = 16;
