@@ -2,7 +2,7 @@
 //! vectors with themselves and of the pairs' gradients with the vectors. Cat needs no function: its
 //! input is its output.
 
-use crate::kernels::{Finish, LANES, Left, PANEL, Right, Term, product};
+use crate::kernels::{Finish, LANES, Left, PANEL, Right, Term, product, turn};
 use crate::sheet::Sheet;
 
 /// The dot products of `vectors` vectors of `dim` floats, with its scratch memory.
@@ -41,22 +41,22 @@ impl Dots {
     ) {
         let (vectors, dim) = (self.vectors, self.dim);
         let (lines, _) = self.turned.all_mut().as_chunks_mut::<PANEL>();
-        for (i, vector) in features.chunks_exact(dim).enumerate() {
-            let lines = &mut lines[i / PANEL * dim..][..dim];
-            lines.iter_mut().zip(vector).for_each(|(line, &x)| line[i % PANEL] = x);
-        }
+        let panels = features.chunks(PANEL * dim).zip(lines.chunks_exact_mut(dim));
+        panels.for_each(|(vectors, lines)| turn(vectors, lines));
         let stride = self.square.stride();
         let square = self.square.all_mut();
         for first in (0..vectors).step_by(LANES) {
-            // no vector of these rows has a partner to the right
+            // no vector of these rows has a partner to the right; whole vectors of products, the
+            // last ones of which are zeros, need no care at the end
             let end = vectors.min(first + LANES);
+            let columns = end.next_multiple_of(LANES);
             let term = Term {
                 left: Left { values: &features[first * dim..], row: dim, column: 1 },
                 right: Right { values: self.turned.all(), panel: dim * PANEL, row: PANEL },
                 inner: dim,
             };
             let target = &mut square[first * stride..];
-            product(&[term], (end - first, end), target, stride, Finish::Set);
+            product(&[term], (end - first, columns), target, stride, Finish::Set);
         }
         let mut rest = products;
         for (i, row) in self.square.rows(vectors).chunks_exact(stride).enumerate() {

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::DenseOptimizer;
-use crate::kernels::{Finish, LANES, Left, PANEL, Right, Term, add_rows, product};
+use crate::kernels::{Finish, LANES, Left, PANEL, Right, Term, add_rows, product, turn};
 use crate::parameter::{Tensor, TensorPart};
 use crate::sheet::Sheet;
 
@@ -258,18 +258,7 @@ impl Strip<'_> {
             row[..self.inputs].copy_from_slice(weights);
         }
         let (lines, _) = self.forward.as_chunks_mut::<PANEL>();
-        if weights.len() == PANEL * self.inputs {
-            // rows side by side, each from its start to its end
-            let rows: [&[f32]; PANEL] =
-                std::array::from_fn(|o| &weights[o * self.inputs..(o + 1) * self.inputs]);
-            for (i, line) in lines.iter_mut().enumerate() {
-                *line = rows.map(|row| row[i]);
-            }
-        } else {
-            for (o, weights) in weights.chunks_exact(self.inputs).enumerate() {
-                lines.iter_mut().zip(weights).for_each(|(line, &weight)| line[o] = weight);
-            }
-        }
+        turn(weights, lines);
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Model {
     batch_max: usize,
     workers: Workers,
     gradients_ready: bool,
+    /// Samples of the next batch that went through the bottom MLP already.
+    begun: Option<usize>,
     /// Whether weights have changed that are not laid out for the products.
     stale: bool,
     /// The number of the next step, where it is traced.
@@ -71,7 +73,7 @@ impl Model {
         let tile = |_| Tile::new(&architecture, &bottom, &top, rows);
         let tiles = (0..tile::count_max(batch_max)).map(tile).collect();
         let workers = Workers::new(threads)?;
-        let (steps, gradients_ready, stale, step_traced) = (0, false, true, None);
+        let (steps, gradients_ready, begun, stale, step_traced) = (0, false, None, true, None);
         Ok(Self {
             architecture,
             optimizer,
@@ -82,6 +84,7 @@ impl Model {
             batch_max,
             workers,
             gradients_ready,
+            begun,
             stale,
             step_traced,
         })
@@ -106,6 +109,33 @@ impl Model {
     /// as spans that carry this number. None tells nothing.
     pub fn trace_step(&mut self, step: Option<u64>) {
         self.step_traced = step;
+    }
+
+    /// Takes the next batch's dense values through the bottom MLP, which needs no row: while that
+    /// is done the rows may be fetched. [`Model::forward_backward`] of a batch with the same dense
+    /// values must come next; a prediction or new weights between them undo this.
+    pub fn begin(
+        &mut self,
+        dense: &[f32], // [batch, dense width]
+    ) -> Result<()> {
+        let (width, step) = (self.architecture.dense_width(), self.step_traced);
+        let batch = dense.len() / width;
+        if batch == 0 || batch > self.batch_max {
+            return Err(Error::Batch { found: batch, max: self.batch_max });
+        }
+        if !dense.len().is_multiple_of(width) {
+            let expected = format!("{batch} samples x {width}");
+            return Err(Error::Shape { what: "dense", found: dense.len(), expected });
+        }
+        self.lay_out();
+        let rows = tile::rows_of(batch);
+        let Self { bottom, tiles, workers, .. } = self;
+        workers.for_each(&mut tiles[..batch.div_ceil(rows)], |t, tile| {
+            let _span = span!("forward bottom", step);
+            tile.forward_bottom(bottom, dense, width, t * rows..batch.min((t + 1) * rows));
+        });
+        self.begun = Some(batch);
+        Ok(())
     }
 
     /// The mean loss of a batch before any update. Keeps the dense gradients for
@@ -145,8 +175,15 @@ impl Model {
         self.gradients_ready = false;
         self.steps = self.steps.saturating_add(1);
         let (optimizer, steps) = (self.optimizer, self.steps);
-        self.stale = false;
+        (self.stale, self.begun) = (false, None);
         self.for_each_strip(|strip| strip.apply(optimizer, steps, learning_rate));
+    }
+
+    /// Lays weights out that have changed since.
+    fn lay_out(&mut self) {
+        if std::mem::take(&mut self.stale) {
+            self.for_each_strip(|strip| strip.lay_out());
+        }
     }
 
     fn for_each_strip(&mut self, each: impl Fn(&mut Strip<'_>) + Sync) {
@@ -161,6 +198,7 @@ impl Model {
         probabilities: &mut [f32], // [batch]
     ) -> Result<()> {
         let batch = probabilities.len();
+        self.begun = None; // by other dense values
         self.check(input, batch)?;
         let tiles = self.run_tiles(input, batch, None, |_, _| ());
         let rows = tile::rows_of(batch);
@@ -196,7 +234,7 @@ impl Model {
     }
 
     pub(crate) fn tensors_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
-        self.stale = true;
+        (self.stale, self.begun) = (true, None);
         self.bottom.tensors_mut().chain(self.top.tensors_mut())
     }
 
@@ -215,16 +253,19 @@ impl Model {
         step: Option<u64>,
         then: impl Fn(&mut Tile, Shared<'_>) + Sync,
     ) -> usize {
-        if std::mem::take(&mut self.stale) {
-            self.for_each_strip(|strip| strip.lay_out());
-        }
+        self.lay_out();
+        let begun = self.begun.take() == Some(batch);
         let rows = tile::rows_of(batch);
         let tiles = batch.div_ceil(rows);
         let Self { architecture, bottom, top, tiles: all, workers, .. } = self;
         let shared = Shared { architecture, bottom, top, input };
         workers.for_each(&mut all[..tiles], |t, tile| {
             let span = span!("forward", step);
-            tile.forward(shared, t * rows..batch.min((t + 1) * rows));
+            if !begun {
+                let samples = t * rows..batch.min((t + 1) * rows);
+                tile.forward_bottom(bottom, input.dense, architecture.dense_width(), samples);
+            }
+            tile.forward_top(shared);
             drop(span);
             then(tile, shared);
         });

@@ -122,6 +122,32 @@ impl Network {
         }
     }
 
+    /// On the CPU, the memory that [`Network::rows`] lends: to be filled elsewhere while
+    /// [`Network::begin`] computes, and put back. A device keeps its own.
+    pub fn take_rows(&mut self, floats: usize) -> Option<Vec<f32>> {
+        match &self.model {
+            Computed::Host(_) => {
+                let mut rows = std::mem::take(&mut self.rows);
+                rows.resize(floats, 0.0);
+                Some(rows)
+            }
+            Computed::Device(_) => None,
+        }
+    }
+
+    /// Puts the rows of the next batch where [`Network::forward_backward`] takes them from.
+    pub fn put_rows(&mut self, rows: Vec<f32>) {
+        self.rows = rows;
+    }
+
+    /// As [`Model::begin`]; a device begins with the rows.
+    pub fn begin(&mut self, dense: &[f32]) -> Result<()> {
+        match &mut self.model {
+            Computed::Host(model) => model.begin(dense),
+            Computed::Device(_) => Ok(()),
+        }
+    }
+
     /// As [`Model::forward_backward`], of a batch whose rows were put into [`Network::rows`].
     pub fn forward_backward(
         &mut self,

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::kernels::{add_to_rows, sum_of_rows};
+use crate::kernels::{Bags, add_to_rows, sum_bags};
 use crate::step::{FeatureRows, Pooling};
 
 /// Writes each feature's pooled rows for some samples, side by side from column `first` on.
@@ -18,39 +18,49 @@ pub(crate) fn pool(
 ) {
     for (f, feature) in features.iter().enumerate() {
         let column = first + f * dim;
-        for (sample, target) in samples.clone().zip(target.chunks_exact_mut(width)) {
-            pool_bag(feature, feature.span(sample), rows, &mut target[column..column + dim]);
+        let bags = feature.bags(samples.clone(), dim, column, width);
+        match feature.pooling {
+            Pooling::Sum => sum_bags(bags, rows, target),
+            Pooling::Mean => {
+                sum_bags(bags, rows, target);
+                for (span, target) in bags.iter_mut(target) {
+                    if !span.is_empty() {
+                        scale(target, share(span.len()));
+                    }
+                }
+            }
+            Pooling::Weighted(weights) => {
+                for (span, target) in bags.iter_mut(target) {
+                    pool_weighted(&feature.indices[span.clone()], &weights[span], rows, target);
+                }
+            }
         }
     }
 }
 
-/// Writes one sample's pooled rows of one feature: the indices in order, each product rounded
-/// before it is added.
-fn pool_bag(
-    feature: &FeatureRows<'_>,
-    span: Range<usize>,
+/// Writes the sum of one bag's rows, each times its weight: the indices in order, each product
+/// rounded before it is added.
+fn pool_weighted(
+    indices: &[u32],
+    weights: &[f32],    // [indices]
     rows: &[f32],       // [n_unique, dim]
     target: &mut [f32], // [dim]
 ) {
     let dim = target.len();
-    let indices = &feature.indices[span.clone()];
-    let Some((&first, more)) = indices.split_first() else {
-        return target.fill(0.0);
-    };
-    match feature.pooling {
-        Pooling::Sum => sum_of_rows(rows, indices, target),
-        Pooling::Mean => {
-            sum_of_rows(rows, indices, target);
-            scale(target, share(span.len()));
-        }
-        Pooling::Weighted(weights) => {
-            target.copy_from_slice(row(rows, dim, first));
-            let weights = &weights[span];
-            scale(target, weights[0]);
-            for (&index, &weight) in more.iter().zip(&weights[1..]) {
-                add_scaled(target, row(rows, dim, index), weight);
-            }
-        }
+    let mut terms = indices.iter().zip(weights);
+    let Some((&first, &weight)) = terms.next() else { return target.fill(0.0) };
+    target.copy_from_slice(row(rows, dim, first));
+    scale(target, weight);
+    for (&index, &weight) in terms {
+        add_scaled(target, row(rows, dim, index), weight);
+    }
+}
+
+impl<'a> FeatureRows<'a> {
+    /// Some samples' bags, and where their vectors are in a matrix of so many floats a row.
+    fn bags(&self, samples: Range<usize>, dim: usize, column: usize, stride: usize) -> Bags<'a> {
+        let offsets = &self.offsets[samples.start..=samples.end];
+        Bags { indices: self.indices, offsets, dim, column, stride }
     }
 }
 
@@ -117,12 +127,23 @@ impl RowRegion<'_> {
         tiles: impl Iterator<Item = &'a [f32]>, // each [samples, width]
     ) {
         self.gradients.fill(0.0);
-        let samples = tiles.flat_map(|tile| tile.chunks_exact(width));
-        for (sample, gradient) in samples.enumerate() {
-            for &f in &self.features {
-                let column = first + f * dim;
-                let gradient = &gradient[column..column + dim];
-                add_bag(&features[f], sample, gradient, self.first_row, self.gradients);
+        let mut start = 0;
+        for tile in tiles {
+            let samples = start..start + tile.len() / width;
+            start = samples.end;
+            if let &[f] = &*self.features
+                && features[f].pooling == Pooling::Sum
+            {
+                let bags = features[f].bags(samples, dim, first + f * dim, width);
+                add_to_rows(bags, tile, self.first_row, self.gradients);
+                continue;
+            }
+            for (sample, gradient) in samples.zip(tile.chunks_exact(width)) {
+                for &f in &self.features {
+                    let column = first + f * dim;
+                    let gradient = &gradient[column..column + dim];
+                    add_bag(&features[f], sample, gradient, self.first_row, self.gradients);
+                }
             }
         }
     }
@@ -141,7 +162,7 @@ fn add_bag(
     let indices = &feature.indices[span.clone()];
     let places = indices.iter().map(|&index| (index as usize - first_row) * dim);
     match feature.pooling {
-        Pooling::Sum => add_to_rows(gradient, indices, first_row, target),
+        Pooling::Sum => places.for_each(|at| add(&mut target[at..at + dim], gradient)),
         Pooling::Mean => {
             let share = share(indices.len());
             places.for_each(|at| add_scaled(&mut target[at..at + dim], gradient, share));
@@ -166,6 +187,11 @@ fn row(rows: &[f32], dim: usize, index: u32) -> &[f32] {
 #[inline]
 fn scale(target: &mut [f32], by: f32) {
     target.iter_mut().for_each(|x| *x *= by);
+}
+
+#[inline]
+fn add(target: &mut [f32], source: &[f32]) {
+    target.iter_mut().zip(source).for_each(|(x, &y)| *x += y);
 }
 
 /// The product is rounded before it is added, so that no processor fuses both.

@@ -92,19 +92,29 @@ impl Tile {
         }
     }
 
-    /// The logits of `samples`, which stay in the tile.
-    pub(crate) fn forward(&mut self, shared: Shared<'_>, samples: Range<usize>) {
-        let Shared { architecture, bottom, top, input } = shared;
-        let (dense, n) = (architecture.dense_width(), samples.len());
-        let x_width = architecture.bottom_output();
-        self.samples = samples.clone();
-
+    /// The bottom MLP's outputs of `samples`, which stay in the tile.
+    pub(crate) fn forward_bottom(
+        &mut self,
+        bottom: &Mlp,
+        dense: &[f32], // [batch, width]
+        width: usize,
+        samples: Range<usize>,
+    ) {
+        let n = samples.len();
         let stride = self.dense.stride();
         let rows = self.dense.rows_mut(n).chunks_exact_mut(stride);
-        for (row, values) in rows.zip(input.dense[samples.start * dense..].chunks_exact(dense)) {
-            row[..dense].copy_from_slice(values);
+        for (row, values) in rows.zip(dense[samples.start * width..].chunks_exact(width)) {
+            row[..width].copy_from_slice(values);
         }
         bottom.forward(n, &self.dense, &mut self.bottom);
+        self.samples = samples;
+    }
+
+    /// The logits of the samples that went through the bottom MLP, which stay in the tile.
+    pub(crate) fn forward_top(&mut self, shared: Shared<'_>) {
+        let Shared { architecture, top, input, .. } = shared;
+        let (samples, n) = (self.samples.clone(), self.samples.len());
+        let x_width = architecture.bottom_output();
         let x = &output(&self.bottom);
         let x = x.rows(n).chunks_exact(x.stride());
         let width = self.features.stride();

@@ -12,7 +12,7 @@ const THREADS_MAX: usize = 1024;
 
 /// A fixed number of threads; one is the caller's own.
 pub(crate) struct Workers {
-    pool: Option<ThreadPool>,
+    others: Option<ThreadPool>,
 }
 
 impl Workers {
@@ -21,23 +21,32 @@ impl Workers {
             let expected = format!("1 to {THREADS_MAX}");
             return Err(Error::Field { field: "threads", found: threads.to_string(), expected });
         }
-        let named = ThreadPoolBuilder::new().num_threads(threads);
-        let named = named.thread_name(|i| format!("dlrm-{i}"));
-        let pool = if threads > 1 { Some(named.build()?) } else { None };
-        Ok(Self { pool })
+        let others = match threads - 1 {
+            0 => None,
+            others => {
+                let named = ThreadPoolBuilder::new().num_threads(others);
+                Some(named.thread_name(|i| format!("dlrm-{}", i + 1)).build()?)
+            }
+        };
+        Ok(Self { others })
     }
 
     /// Calls `each` once with every item and its place. Threads take items in their order, each the
     /// next when it is done with one, so that none waits beside work that another set aside.
     pub(crate) fn for_each<T: Send>(&self, items: &mut [T], each: impl Fn(usize, &mut T) + Sync) {
-        match &self.pool {
-            Some(pool) if items.len() > 1 => {
+        match &self.others {
+            Some(others) if items.len() > 1 => {
+                let helping = others.current_num_threads().min(items.len() - 1);
                 let queue = Mutex::new(items.iter_mut().enumerate());
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                pool.broadcast(|_| {
+                let work = || {
                     while let Some((i, item)) = next() {
                         each(i, item);
                     }
+                };
+                others.in_place_scope(|scope| {
+                    (0..helping).for_each(|_| scope.spawn(|_| work()));
+                    work();
                 });
             }
             _ => items.iter_mut().enumerate().for_each(|(i, item)| each(i, item)),

@@ -29,6 +29,20 @@ pub(super) trait Lanes: Copy {
     unsafe fn rectified(self) -> Self;
     /// Zero where `by` is not greater than zero.
     unsafe fn where_positive(self, by: Self) -> Self;
+
+    /// Rows to columns: lane j of vector i becomes lane i of vector j.
+    #[inline(always)]
+    unsafe fn turned(rows: [Self; LANES]) -> [Self; LANES] {
+        let mut floats = [[0.0; LANES]; LANES];
+        // SAFETY: every array has a vector's length; the caller has the processor's instructions.
+        unsafe {
+            for (floats, row) in floats.iter_mut().zip(rows) {
+                row.store(floats.as_mut_ptr());
+            }
+            let column = |j: usize| -> [f32; LANES] { std::array::from_fn(|i| floats[i][j]) };
+            std::array::from_fn(|j| Self::load(column(j).as_ptr()))
+        }
+    }
 }
 
 /// Asks for a line that is wanted soon. A place outside is asked for in vain and does no harm.
@@ -162,6 +176,46 @@ impl Lanes for Avx512 {
         unsafe {
             let positive = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(by.0, _mm512_setzero_ps());
             Self(_mm512_maskz_mov_ps(positive, self.0))
+        }
+    }
+
+    /// Pairs of floats, pairs of pairs, then quarters of registers change places.
+    #[inline(always)]
+    unsafe fn turned(rows: [Self; LANES]) -> [Self; LANES] {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut pairs = rows;
+            for i in (0..LANES).step_by(2) {
+                let (a, b) = (rows[i].0, rows[i + 1].0);
+                pairs[i].0 = _mm512_unpacklo_ps(a, b);
+                pairs[i + 1].0 = _mm512_unpackhi_ps(a, b);
+            }
+            // quarter q of fours[i + j] has column 4 q + j of the rows i to i + 3
+            let mut fours = rows;
+            for i in (0..LANES).step_by(4) {
+                let (a, b) = (_mm512_castps_pd(pairs[i].0), _mm512_castps_pd(pairs[i + 1].0));
+                let (c, d) = (_mm512_castps_pd(pairs[i + 2].0), _mm512_castps_pd(pairs[i + 3].0));
+                fours[i].0 = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                fours[i + 1].0 = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                fours[i + 2].0 = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                fours[i + 3].0 = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            const EVEN: i32 = 0b10_00_10_00;
+            const ODD: i32 = 0b11_01_11_01;
+            let mut columns = rows;
+            for j in 0..4 {
+                let (a, b) = (fours[j].0, fours[4 + j].0);
+                let (c, d) = (fours[8 + j].0, fours[12 + j].0);
+                let even_low = _mm512_shuffle_f32x4::<EVEN>(a, b); // a0 a2 b0 b2
+                let even_high = _mm512_shuffle_f32x4::<EVEN>(c, d);
+                let odd_low = _mm512_shuffle_f32x4::<ODD>(a, b); // a1 a3 b1 b3
+                let odd_high = _mm512_shuffle_f32x4::<ODD>(c, d);
+                columns[j].0 = _mm512_shuffle_f32x4::<EVEN>(even_low, even_high);
+                columns[4 + j].0 = _mm512_shuffle_f32x4::<EVEN>(odd_low, odd_high);
+                columns[8 + j].0 = _mm512_shuffle_f32x4::<ODD>(even_low, even_high);
+                columns[12 + j].0 = _mm512_shuffle_f32x4::<ODD>(odd_low, odd_high);
+            }
+            columns
         }
     }
 }

@@ -1,19 +1,21 @@
 //! The loops that take a step's time, over vectors of sixteen floats: matrix products, the dot
-//! interaction, sums of rows. Each is written once and compiled for AVX-512, for AVX2 and for any
-//! processor; which one runs follows from the processor alone. They split no work between threads,
-//! so that the bits of a result depend on operands and shapes. The crate's only unsafe code: every
-//! operand is checked against its slice before a pointer is made of it.
+//! interaction, sums of rows, rows to columns. Each is written once and compiled for AVX-512, for
+//! AVX2 and for any processor; which one runs follows from the processor alone. They split no work
+//! between threads, so that the bits of a result depend on operands and shapes. The crate's only
+//! unsafe code: every operand is checked against its slice before a pointer is made of it.
 #![allow(unsafe_code)]
 
 mod bags;
 mod lanes;
 mod product;
 mod sums;
+mod turn;
 
-pub(crate) use bags::{add_to_rows, sum_of_rows};
+pub(crate) use bags::{Bags, add_to_rows, sum_bags};
 pub(crate) use lanes::LANES;
 pub use product::{Finish, Left, PANEL, Right, Term, product};
 pub(crate) use sums::add_rows;
+pub(crate) use turn::turn;
 
 /// Runs a function of [`lanes::Lanes`] as compiled for the best vectors that the processor has.
 macro_rules! dispatch {

@@ -152,3 +152,39 @@ fn a_prediction_leaves_the_gradients_of_the_step_before_it() {
     };
     assert_eq!(weights(true), weights(false));
 }
+
+#[test]
+fn whether_a_step_begins_before_its_rows_are_there_or_not() {
+    let shape = architecture(Interaction::Dot, Loss::Bce, 2, "3-20-8", "8-1", 8);
+    let (batch, other) = (made_up(&shape, 300, 6, 2, 9), made_up(&shape, 300, 6, 2, 10));
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let train = |between: fn(&mut Model, &Batch)| {
+        let mut model = Model::new(shape.clone(), DenseOptimizer::Sgd, 300, 1, 2).unwrap();
+        let mut trace = Vec::new();
+        for _ in 0..2 {
+            let mut gradients = vec![f32::NAN; batch.rows.len()];
+            between(&mut model, &batch);
+            let features = batch.features();
+            let loss = model.forward_backward(&batch.step(&features), &mut gradients).unwrap();
+            model.apply_dense(0.1);
+            trace.extend([bits(&[loss]), bits(&gradients)]);
+        }
+        // a step that was begun and given up leaves nothing behind
+        between(&mut model, &batch);
+        let mut probabilities = vec![f32::NAN; 300];
+        model.predict(&other.unlabelled(&other.features()), &mut probabilities).unwrap();
+        trace.push(bits(&probabilities));
+        trace.extend(model.parameters().map(|p| bits(p.values)));
+        trace
+    };
+    let expected = train(|_, _| ());
+    assert!(train(|model, batch| model.begin(&batch.dense).unwrap()) == expected);
+    let set_between = train(|model, batch| {
+        let weight = model.parameters().next().unwrap();
+        let (name, values) = (weight.name.to_owned(), weight.values.to_vec());
+        model.set_parameter(&name, &vec![0.5; values.len()]).unwrap();
+        model.begin(&batch.dense).unwrap();
+        model.set_parameter(&name, &values).unwrap();
+    });
+    assert!(set_between == expected, "weights that were set after a step began");
+}
