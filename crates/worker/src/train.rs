@@ -10,7 +10,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use dataset::{ReadOptions, Reader, Shuffle, Source};
 use dlrm::{FeatureRows, LearningRate, Network, PulledInput};
 use table::{Counters, Step, TableId};
-use wire::Session;
+use wire::{Pulled, Session};
 
 use crate::card::Card;
 use crate::cli::{Pooling, TrainArgs};
@@ -158,6 +158,9 @@ fn train(
     outcome
 }
 
+/// A pull of fewer floats is over before another thread has woken up for it.
+const FLOATS_BESIDE: usize = 1 << 18;
+
 /// The learning rates of the dense part and of the tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
@@ -290,23 +293,17 @@ impl Steps<'_> {
         Ok(quality.auc.zip(tests.auc_threshold).is_some_and(|(auc, least)| auc >= least))
     }
 
-    /// One step: the pull sees the push before it; the push runs beside the dense update.
+    /// One step: the pull sees the push before it; the push runs beside the dense update, and the
+    /// pull beside what the network computes without rows.
     fn step(&mut self, staged: &Staged, pusher: &mut Pusher) -> Result<f32> {
         let (step, dim) = (staged.step, self.model.architecture().sparse_feature_size);
         let floats = staged.unique.keys.len() * dim;
-        {
-            let _span = span!("wait for the push", step);
-            self.report.push_s += pusher.wait()?.as_secs_f64();
-        }
-
-        let pulling = Instant::now();
-        let pulled = {
-            let _span = span!("pull", step);
-            let rows = self.model.rows(floats)?; // [n_unique, dim]
-            let pulled = self.session.pull(Step(step), rows);
-            pulled.map_err(|error| Error::session(format!("pull step {step}"))(error))?
+        self.model.trace_step((step < STEPS_MAX).then_some(step));
+        let beside = if floats < FLOATS_BESIDE { None } else { self.model.take_rows(floats) };
+        let pulled = match beside {
+            Some(rows) => self.pull_beside(staged, rows, pusher)?,
+            None => self.pull(Step(step), floats, pusher)?,
         };
-        self.report.pull_s += pulling.elapsed().as_secs_f64();
         self.report.stalled_pulls += u64::from(pulled.stalled > Duration::ZERO);
 
         let computing = Instant::now();
@@ -317,7 +314,6 @@ impl Steps<'_> {
             features: &features,
         };
         let gradients = pusher.buffer(floats);
-        self.model.trace_step((step < STEPS_MAX).then_some(step));
         let loss = {
             let _span = span!("forward and backward", step);
             self.model.forward_backward(&input, gradients)?
@@ -340,6 +336,48 @@ impl Steps<'_> {
             losses.push(loss);
         }
         Ok(loss)
+    }
+
+    /// Pulls a step's rows to where the network wants them, after the push under way.
+    fn pull(&mut self, step: Step, floats: usize, pusher: &mut Pusher) -> Result<Pulled> {
+        {
+            let _span = span!("wait for the push", step.0);
+            self.report.push_s += pusher.wait()?.as_secs_f64();
+        }
+        let pulling = Instant::now();
+        let _span = span!("pull", step.0);
+        let pulled = self.session.pull(step, self.model.rows(floats)?); // [n_unique, dim]
+        self.report.pull_s += pulling.elapsed().as_secs_f64();
+        pulled.map_err(Error::session(format!("pull {step}")))
+    }
+
+    /// Has a step's rows pulled, after the push under way, and computes meanwhile.
+    fn pull_beside(
+        &mut self,
+        staged: &Staged,
+        rows: Vec<f32>, // [n_unique, dim]
+        pusher: &mut Pusher,
+    ) -> Result<Pulled> {
+        pusher.pull(Step(staged.step), rows);
+        let beginning = Instant::now();
+        let begun = {
+            let _span = span!("forward without rows", staged.step);
+            self.model.begin(&staged.batch.dense)
+        };
+        self.report.compute_s += beginning.elapsed().as_secs_f64();
+        {
+            let _span = span!("wait for the push", staged.step);
+            self.report.push_s += pusher.wait()?.as_secs_f64();
+        }
+        let pulling = Instant::now();
+        let (rows, pulled) = {
+            let _span = span!("wait for the pull", staged.step);
+            pusher.pulled()?
+        };
+        self.report.pull_s += pulling.elapsed().as_secs_f64();
+        self.model.put_rows(rows);
+        begun?;
+        Ok(pulled)
     }
 }
 
@@ -393,13 +431,19 @@ impl Shown {
     }
 }
 
-/// A thread that hands gradients to the session while the dense part is updated. One push is under
-/// way at a time, and none when rows are pulled: the run stays exact.
+/// A thread that hands gradients to the session while the dense part is updated, and then pulls the
+/// next step's rows. It does one after the other, so that a pull sees the push: the run stays exact.
 struct Pusher {
-    work: Sender<Push>,
+    work: Sender<Work>,
     done: Receiver<(Push, Result<()>)>,
+    pulls: Receiver<(Vec<f32>, Result<Pulled>)>,
     under_way: bool,
     push: Option<Push>,
+}
+
+enum Work {
+    Push(Push),
+    Pull(Step, Vec<f32>), // [n_unique, dim]
 }
 
 #[derive(Default)]
@@ -414,23 +458,48 @@ impl Pusher {
         scope: &'scope Scope<'scope, 'env>,
         session: &'env dyn Session,
     ) -> Result<Pusher> {
-        let (work, pushes) = bounded::<Push>(1);
+        let (work, works) = bounded::<Work>(2); // a push, and the pull after it
         let (answer, done) = bounded(1);
+        let (rows_of, pulls) = bounded(1);
         spawn(scope, "push", move || {
-            for push in pushes.iter() {
-                let step = push.step;
-                let result = {
-                    let _span = span!("push", step);
-                    session
-                        .push(Step(step), &push.gradients, push.learning_rate)
-                        .map_err(Error::session(format!("push step {step}")))
+            for work in works.iter() {
+                let wanted = match work {
+                    Work::Push(push) => {
+                        let step = Step(push.step);
+                        let pushed = {
+                            let _span = span!("push", step.0);
+                            session.push(step, &push.gradients, push.learning_rate)
+                        };
+                        let pushed = pushed.map_err(Error::session(format!("push {step}")));
+                        answer.send((push, pushed)).is_ok()
+                    }
+                    Work::Pull(step, mut rows) => {
+                        let pulled = {
+                            let _span = span!("pull", step.0);
+                            session.pull(step, &mut rows)
+                        };
+                        let pulled = pulled.map_err(Error::session(format!("pull {step}")));
+                        rows_of.send((rows, pulled)).is_ok()
+                    }
                 };
-                if answer.send((push, result)).is_err() {
+                if !wanted {
                     return;
                 }
             }
         })?;
-        Ok(Pusher { work, done, under_way: false, push: Some(Push::default()) })
+        Ok(Pusher { work, done, pulls, under_way: false, push: Some(Push::default()) })
+    }
+
+    /// Has the rows of a step pulled, after the push under way. No other pull is.
+    fn pull(&mut self, step: Step, rows: Vec<f32>) {
+        // if the thread is gone, `pulled` tells
+        let _ = self.work.send(Work::Pull(step, rows));
+    }
+
+    /// Waits for the pull under way.
+    fn pulled(&mut self) -> Result<(Vec<f32>, Pulled)> {
+        let (rows, pulled) = self.pulls.recv().expect("a thread that pushes ends by a panic alone");
+        Ok((rows, pulled?))
     }
 
     /// Waits for the push under way, if any, and tells its error and how long that took.
@@ -457,6 +526,6 @@ impl Pusher {
     fn push(&mut self, step: Step, learning_rate: f32) {
         let mut push = self.push.take().unwrap_or_default();
         (push.step, push.learning_rate) = (step.0, learning_rate);
-        self.under_way = self.work.send(push).is_ok();
+        self.under_way = self.work.send(Work::Push(push)).is_ok();
     }
 }
