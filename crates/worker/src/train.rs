@@ -432,7 +432,7 @@ impl Shown {
 }
 
 /// A thread that hands gradients to the session while the dense part is updated, and then pulls the
-/// next step's rows. It does one after the other, so that a pull sees the push: the run stays exact.
+/// next step's rows. It does one after the other, so that a pull sees the push: a run stays exact.
 struct Pusher {
     work: Sender<Work>,
     done: Receiver<(Push, Result<()>)>,

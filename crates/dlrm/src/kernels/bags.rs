@@ -186,8 +186,8 @@ unsafe fn store<L: Lanes, const N: usize>(vectors: [L; N], row: &mut [f32]) {
     }
 }
 
-/// Asks for the lines of a row that is wanted soon. A place outside is asked for in vain and does no
-/// harm.
+/// Asks for the lines of a row that is wanted soon. A place outside is asked for in vain and does
+/// no harm.
 #[inline(always)]
 fn ask_later(rows: &[f32], indices: &[u32], at: usize, first: usize, dim: usize) {
     let Some(&later) = indices.get(at + AHEAD) else { return };
