@@ -16,8 +16,8 @@
 //! **History** is a byte that is stored with a row on SSD and comes back with it: its level, so
 //! that what is used often over a long time is known again however long it was away.
 //!
-//! **Next uses**, where they are known, take the byte over: it is then the step of the next use, on
-//! a clock of wide ticks, and the hand takes the rows whose next use is farthest. Where no row has
+//! **Next uses**, where they are known, take the byte over: it is then the step of the next use, to
+//! a 14th of its distance, and the hand takes the rows whose next use is farthest. Where no row has
 //! a next use told for a whole turn of the hand, the policy goes back to lives.
 //!
 //! Figures of the policy beside others: `cargo xtask bench hit-rate`.
@@ -207,34 +207,44 @@ impl Aging {
     }
 }
 
-/// Next uses on a clock of 126 ticks that goes round; a tick is a power of two of steps. One bit of
-/// the byte says by which of two widths of a tick it was written: the width follows the rows that
-/// leave, and a turn of the hand brings every byte to the new one.
+/// Next uses on eight clocks of 31 ticks that go round. A tick is two to the power of the clock's
+/// scale of steps, each clock's scale is one more than the last one's, and a next use is told by the
+/// finest clock that reaches it, to a 14th of its distance or better. Seven are written. The eighth
+/// is the one that was given up when they last moved to other scales, and a turn of the hand brings
+/// its bytes to the others. They move so that the distance at which rows leave stays within them.
 #[derive(Debug)]
 struct Horizon {
-    now: u64,      // the latest step that was told
-    shift: u32,    // a tick is two to its power of steps
-    before: u32,   // the shift of bytes whose bit differs
-    flag: u8,      // the bit of bytes of today
-    flagged: u64,  // the step at which it changed
-    threshold: u8, // ticks; what is used so far away or farther leaves
-    turn: u64,     // rows
-    window: u64,   // swept rows after which the threshold is looked at
-    swept: u64,
-    seen: [u32; 128], // swept rows by their ticks, of the last turn or so
-    turn_swept: u64,  // since the width may change again
-    silent: u64,      // rows swept since a next use was told
+    now: u64,        // the latest step that was told
+    finest: u32,     // the scale of the finest clock that is written
+    before: u32,     // the same before it last changed
+    changed: u64,    // the step at which it did
+    threshold: u8,   // a remoteness; what is so remote or more leaves
+    turn: u64,       // rows
+    window: u64,     // swept rows after which the threshold is looked at
+    swept: u64,      // in this window
+    turn_swept: u64, // since the scales may change again
+    silent: u64,     // rows swept since a next use was told
+    /// Swept rows by remoteness, of the last turn or so.
+    seen: [u32; Horizon::NEVER as usize + 1],
 }
 
 impl Horizon {
-    const TICKS: u64 = 126;
-    /// Used again, after more ticks than there are.
-    const BEYOND: u8 = 126;
-    const NEVER: u8 = 127;
-    const FLAG: u8 = 0x80;
-    /// Half a million steps: far too wide at first loses less than too narrow.
-    const SHIFT_FIRST: u32 = 12;
-    const SHIFT_MAX: u32 = 24;
+    const TICKS: u64 = 31;
+    /// What is so many ticks ahead is told by this clock; what seems farther is overdue.
+    const AHEAD_MAX: u64 = 28;
+    const CLOCK_SHIFT: u32 = 5;
+    /// Beside the clock's ticks: used again, but beyond the coarsest clock; and never.
+    const CODE_BEYOND: u8 = 0x1f;
+    const CODE_NEVER: u8 = 0xff;
+    /// Scales that are written, from the finest on.
+    const WRITTEN: u32 = 7;
+    /// Remotenesses: sixteen for each doubling of the distance.
+    const PER_DOUBLING: u8 = 16;
+    const BEYOND: u8 = 128;
+    const NEVER: u8 = 129;
+    /// From ticks of 16 steps to 28 of 1,024.
+    const FINEST_FIRST: u32 = 4;
+    const FINEST_MAX: u32 = 20;
     /// One in so many swept rows is to leave.
     const SWEPT_PER_LEAVING: u64 = 128;
     /// For so many steps a row may be held, which hides it from the hand.
@@ -243,17 +253,16 @@ impl Horizon {
     fn new() -> Self {
         Self {
             now: 0,
-            shift: Self::SHIFT_FIRST,
-            before: Self::SHIFT_FIRST,
-            flag: 0,
-            flagged: 0,
+            finest: Self::FINEST_FIRST,
+            before: Self::FINEST_FIRST,
+            changed: 0,
             threshold: Self::NEVER,
             turn: 1,
             window: 1,
             swept: 0,
-            seen: [0; 128],
             turn_swept: 0,
             silent: u64::MAX,
+            seen: [0; Self::NEVER as usize + 1],
         }
     }
 
@@ -271,53 +280,75 @@ impl Horizon {
     fn code(&mut self, now: u64, steps: u32) -> u8 {
         self.now = now;
         self.silent = 0;
-        let next = (now + u64::from(steps)) >> self.shift;
-        let at = if steps == u32::MAX {
-            Self::NEVER
-        } else if next - (now >> self.shift) >= Self::TICKS {
-            Self::BEYOND
-        } else {
-            (next % Self::TICKS) as u8
-        };
-        at | self.flag
+        // no byte may be left of a clock that is given up before another one is
+        if self.turn_swept > self.turn {
+            self.follow();
+        }
+        if steps == u32::MAX { Self::CODE_NEVER } else { self.written(u64::from(steps)) }
     }
 
-    /// Ticks of the present width until a row's next use.
+    /// The byte of a row that is used so many steps from now.
     #[inline]
-    fn ticks(&self, code: u8) -> u8 {
-        let at = code & !Self::FLAG;
-        if at >= Self::BEYOND {
-            return at;
+    fn written(&self, steps: u64) -> u8 {
+        let next = self.now + steps;
+        // at 16 to 31 ticks of this scale, unless the finest is coarser
+        let mut scale = self.finest.max((steps | 1).ilog2().saturating_sub(4));
+        if (next >> scale) - (self.now >> scale) > Self::AHEAD_MAX {
+            scale += 1;
         }
-        let shift = if code & Self::FLAG == self.flag { self.shift } else { self.before };
-        let ticks = (Self::TICKS + u64::from(at) - (self.now >> shift) % Self::TICKS) % Self::TICKS;
-        let ticks = if shift < self.shift {
-            ticks >> (self.shift - shift)
-        } else {
-            ticks << (shift - self.shift)
-        };
-        ticks.min(u64::from(Self::BEYOND)) as u8
+        if scale >= self.finest + Self::WRITTEN {
+            return Self::CODE_BEYOND;
+        }
+        ((scale % 8) << Self::CLOCK_SHIFT) as u8 | ((next >> scale) % Self::TICKS) as u8
+    }
+
+    /// The scale of a byte's clock, and ticks until its next use.
+    #[inline]
+    fn told(&self, code: u8) -> (u32, u64) {
+        let lowest = self.finest.min(self.before);
+        let scale = lowest + (u32::from(code >> Self::CLOCK_SHIFT).wrapping_sub(lowest)) % 8;
+        let at = u64::from(code) % (1 << Self::CLOCK_SHIFT);
+        (scale, (Self::TICKS + at - (self.now >> scale) % Self::TICKS) % Self::TICKS)
+    }
+
+    /// How far away a row's next use is, and its byte from now on.
+    #[inline]
+    fn remoteness(&self, code: u8) -> (u8, u8) {
+        if code == Self::CODE_NEVER {
+            return (Self::NEVER, code);
+        }
+        if code & Self::CODE_BEYOND == Self::CODE_BEYOND {
+            return (Self::BEYOND, Self::CODE_BEYOND);
+        }
+        let (scale, ticks) = self.told(code);
+        // what was not used when it should have been gets a coarser clock each time, and leaves at
+        // last
+        let overdue = ticks > Self::AHEAD_MAX;
+        let steps = if overdue { 32 << scale } else { ticks << scale };
+        let stays = (self.finest..self.finest + Self::WRITTEN).contains(&scale) && !overdue;
+        let code = if stays { code } else { self.written(steps) };
+        if code == Self::CODE_BEYOND {
+            return (Self::BEYOND, code);
+        }
+        let ticks = steps >> self.finest;
+        let doublings = (ticks >> 4 | 1).ilog2();
+        let remoteness =
+            u64::from(doublings) * u64::from(Self::PER_DOUBLING) + (ticks >> doublings);
+        (remoteness.min(u64::from(Self::BEYOND) - 1) as u8, code)
     }
 
     #[inline]
     fn nearness(&self, code: u8) -> u8 {
-        Self::NEVER - self.ticks(code)
+        Self::NEVER - self.remoteness(code).0
     }
 
     #[inline]
     fn sweep(&mut self, code: u8) -> Sweep {
-        let ticks = self.ticks(code);
-        let leaves = ticks >= self.threshold;
+        let (remoteness, kept) = self.remoteness(code);
+        let leaves = remoteness >= self.threshold;
         self.silent += 1;
         self.swept += 1;
-        self.seen[usize::from(ticks)] += 1;
-        let kept = if code & Self::FLAG == self.flag {
-            code
-        } else if ticks >= Self::BEYOND {
-            ticks | self.flag
-        } else {
-            (((self.now >> self.shift) + u64::from(ticks)) % Self::TICKS) as u8 | self.flag
-        };
+        self.seen[usize::from(remoteness)] += 1;
         if self.swept >= self.window {
             self.regulate();
         }
@@ -329,48 +360,48 @@ impl Horizon {
         let mut leaving = 0;
         self.threshold = (0..=Self::NEVER)
             .rev()
-            .find(|&ticks| {
-                leaving += u64::from(self.seen[usize::from(ticks)]);
+            .find(|&remoteness| {
+                leaving += u64::from(self.seen[usize::from(remoteness)]);
                 leaving * Self::SWEPT_PER_LEAVING >= all
             })
             .unwrap_or(0);
-        let beyond = u64::from(self.seen[usize::from(Self::BEYOND)]);
         self.seen.iter_mut().for_each(|rows| *rows -= rows.div_ceil(8));
         self.turn_swept += self.swept;
-        if self.now < self.flagged + Self::HELD_STEPS_MAX {
+        self.swept = 0;
+        if self.now < self.changed + Self::HELD_STEPS_MAX {
             self.turn_swept = 0;
         }
-        // each byte must have been brought to one width before there is another
-        if self.turn_swept > self.turn {
-            if self.threshold >= Self::BEYOND && 64 * beyond > all && self.shift < Self::SHIFT_MAX {
-                self.widen(self.shift + 1);
-            } else if self.threshold < 40 {
-                // to 40 to 80 ticks, at once
-                let finer = (80 / u32::from(self.threshold.max(1))).ilog2();
-                if self.shift > 0 {
-                    self.widen(self.shift - finer.min(self.shift));
-                }
-            }
-        }
-        self.swept = 0;
     }
 
-    /// Changes the width of a tick.
-    fn widen(&mut self, shift: u32) {
-        let (wider, finer) = (shift.saturating_sub(self.shift), self.shift.saturating_sub(shift));
-        let ticks_now = |ticks: u8| match ticks {
-            Self::BEYOND | Self::NEVER => ticks,
-            ticks => ((u32::from(ticks) << finer) >> wider).min(u32::from(Self::BEYOND)) as u8,
-        };
-        let old = core::mem::replace(&mut self.seen, [0; 128]);
-        for (ticks, rows) in (0..).zip(old) {
-            self.seen[usize::from(ticks_now(ticks))] += rows;
-        }
-        self.threshold = ticks_now(self.threshold);
-        (self.before, self.shift) = (self.shift, shift);
-        self.flag ^= Self::FLAG;
-        self.flagged = self.now;
+    /// Moves the scales if the threshold is near the end of them. Not while the hand is on its way:
+    /// what a byte is worth must not change between its two looks at a row.
+    #[cold]
+    fn follow(&mut self) {
         self.turn_swept = 0;
+        let coarse = 6 * Self::PER_DOUBLING..=Self::BEYOND;
+        if coarse.contains(&self.threshold) && self.finest < Self::FINEST_MAX {
+            self.move_to(self.finest + 1);
+        } else if self.threshold < Self::PER_DOUBLING && self.finest > 0 {
+            self.move_to(self.finest - 1);
+        }
+    }
+
+    /// Makes the ticks of the finest clock twice as wide, or half.
+    fn move_to(&mut self, finest: u32) {
+        let moved = |remoteness: u8| match remoteness {
+            Self::BEYOND | Self::NEVER => remoteness,
+            near if finest > self.finest && near < 2 * Self::PER_DOUBLING => near / 2,
+            far if finest > self.finest => far - Self::PER_DOUBLING,
+            near if near < Self::PER_DOUBLING => 2 * near,
+            far => (far + Self::PER_DOUBLING).min(Self::BEYOND),
+        };
+        let old = core::mem::replace(&mut self.seen, [0; Self::NEVER as usize + 1]);
+        for (remoteness, rows) in (0..).zip(old) {
+            self.seen[usize::from(moved(remoteness))] += rows;
+        }
+        self.threshold = moved(self.threshold);
+        (self.before, self.finest) = (self.finest, finest);
+        self.changed = self.now;
     }
 }
 
@@ -590,21 +621,104 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_two_widths_mean_the_same_time() {
+    fn a_next_use_is_told_to_a_fourteenth_until_it_comes() {
         let mut horizon = Horizon::new();
-        horizon.set_capacity(1000);
-        for shift in [0, 3, 9] {
-            horizon.shift = 6;
-            horizon.flag = 0;
-            let code = horizon.code(10_000, 640); // ten ticks of 64
-            assert_eq!(horizon.ticks(code), 10);
-            horizon.widen(shift);
-            let ticks = u64::from(horizon.ticks(code));
-            let expected = (640 >> shift).min(126);
-            assert!(ticks.abs_diff(expected) <= 1, "{ticks} ticks at {shift}");
-            let Sweep::Keep(kept) = horizon.sweep(code) else { panic!("nothing is to leave yet") };
-            assert_eq!(u64::from(horizon.ticks(kept)), ticks, "the byte was brought over");
+        for now in [0, 1, 999, 1 << 20, u64::from(u32::MAX) * 3] {
+            let steps = (0..400).map(|i| 1.027_f64.powi(i) as u32); // to 40,000
+            for steps in steps.take_while(|&steps| steps < 27 << 10) {
+                let code = horizon.code(now, steps);
+                for passed in [0, steps / 3, steps / 2, steps - 1] {
+                    horizon.now = now + u64::from(passed);
+                    let (scale, ticks) = horizon.told(code);
+                    let left = u64::from(steps - passed);
+                    let off = (ticks << scale).abs_diff(left);
+                    let most = u64::from(steps / 14).max(1 << horizon.finest);
+                    assert!(off <= most, "{steps} steps from {now}, {passed} passed: off by {off}");
+                }
+            }
         }
+    }
+
+    #[test]
+    fn what_is_farther_is_never_less_remote() {
+        for finest in [0, 4, Horizon::FINEST_MAX] {
+            let mut horizon = Horizon::new();
+            (horizon.finest, horizon.before) = (finest, finest);
+            let mut last = 0;
+            for doublings in 0..(32 * 8) {
+                let steps = 2_f64.powf(f64::from(doublings) / 8.0) as u32;
+                let code = horizon.code(1 << 40, steps);
+                let (remoteness, kept) = horizon.remoteness(code);
+                assert!(remoteness >= last, "{steps} steps: {remoteness} after {last}");
+                assert_eq!(kept, code);
+                last = remoteness;
+            }
+            let never = horizon.code(1 << 40, u32::MAX);
+            assert!(horizon.remoteness(never).0 > last);
+        }
+    }
+
+    #[test]
+    fn bytes_mean_the_same_time_when_the_scales_have_moved() {
+        for finest in [4, 6] {
+            let mut horizon = Horizon::new();
+            (horizon.finest, horizon.before) = (5, 5);
+            for steps in [40, 640, 2000, 9000, 20_000, 50_000] {
+                (horizon.finest, horizon.before) = (5, 5);
+                let code = horizon.code(10_000, steps);
+                horizon.move_to(finest);
+                let time = |horizon: &Horizon, code| {
+                    let (scale, ticks) = horizon.told(code);
+                    ticks << scale
+                };
+                let before = time(&horizon, code);
+                assert!(before.abs_diff(u64::from(steps)) <= u64::from(steps / 14).max(32));
+                let (remoteness, kept) = horizon.remoteness(code);
+                if remoteness == Horizon::BEYOND {
+                    assert!(u64::from(steps) > 28 << (finest + 6), "{steps} are within reach");
+                    continue;
+                }
+                let (scale, _) = horizon.told(kept);
+                assert!((finest..finest + 7).contains(&scale), "the byte was brought over");
+                let after = time(&horizon, kept);
+                assert!(before.abs_diff(after) <= (before / 14).max(64), "{before}, now {after}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_not_used_when_it_should_be_becomes_remote() {
+        let mut horizon = Horizon::new();
+        let mut code = horizon.code(0, 100);
+        let mut now = 0;
+        while horizon.remoteness(code).0 < Horizon::BEYOND {
+            now += 13;
+            let _ = horizon.code(now, 5); // others are used
+            code = horizon.remoteness(code).1;
+            assert!(now < 1 << 20, "it is thought near for ever");
+        }
+        assert!(now > 100, "not before it is due");
+    }
+
+    #[test]
+    fn the_hand_passes_no_more_rows_than_it_may() {
+        // rows whose next uses are spread evenly over 3000 steps
+        let mut slots = Slots::full(8192, 0, |key| Some((table::mix(key) % 3000) as u32 + 1));
+        let (mut passed, mut left, mut place) = (0, 0, 0);
+        for i in 0..150_000_u64 {
+            slots.evict().unwrap();
+            passed += (slots.hand + 8191 - place) % 8192 + 1;
+            left += 1;
+            place = slots.hand;
+            let (slot, steps) = ((place + 8191) % 8192, (table::mix(!i) % 3000) as u32 + 1);
+            slots.rows[slot] = (i, slots.policy.foreseen(i / 100, steps));
+            // those that are due are used
+            let due = (table::mix(i ^ 0xabc) % 8192) as usize;
+            slots.rows[due].1 = slots.policy.foreseen(i / 100, steps / 2 + 1);
+        }
+        let passed_per_leaving = passed as f64 / f64::from(left);
+        let most = Horizon::SWEPT_PER_LEAVING as f64;
+        assert!((1.0..1.25 * most).contains(&passed_per_leaving), "{passed_per_leaving}");
     }
 
     #[test]
