@@ -208,10 +208,11 @@ impl Aging {
 }
 
 /// Next uses on eight clocks of 31 ticks that go round. A tick is two to the power of the clock's
-/// scale of steps, each clock's scale is one more than the last one's, and a next use is told by the
-/// finest clock that reaches it, to a 14th of its distance or better. Seven are written. The eighth
-/// is the one that was given up when they last moved to other scales, and a turn of the hand brings
-/// its bytes to the others. They move so that the distance at which rows leave stays within them.
+/// scale of steps, each clock's scale is one more than the last one's, and a next use is told by
+/// the finest clock that reaches it, to a 14th of its distance or better. Seven are written. The
+/// eighth is the one that was given up when they last moved to other scales, and a turn of the hand
+/// brings its bytes to the others. They move so that the distance at which rows leave stays within
+/// them.
 #[derive(Debug)]
 struct Horizon {
     now: u64,        // the latest step that was told
