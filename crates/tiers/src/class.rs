@@ -35,7 +35,8 @@ impl Class {
         let arena = Arc::new(Arena::reserve(layout, rows, memory)?);
         let hash_bits = sections.trailing_zeros();
         let section = |i: u64| {
-            let place = Place { base: i * u64::from(slots_max), slots_max, hash_bits };
+            let base = i * u64::from(slots_max);
+            let place = Place { number: i, base, slots_max, hash_bits };
             Ok(Mutex::new(Section::reserve(Arc::clone(&arena), place, memory)?))
         };
         let sections = (0..sections).map(section).collect::<io::Result<Vec<_>>>()?;

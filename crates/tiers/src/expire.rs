@@ -119,7 +119,7 @@ impl Inner {
     fn is_near(&self, table: &Table, key: Key) -> bool {
         let hash = index::hash(table.id, key);
         let section = table.class.sections[table.class.section_of(hash) as usize].lock();
-        let in_ram = section.find(hash, table.id, key).is_some();
+        let in_ram = section.find(hash, table.id).is_some();
         drop(section);
         in_ram || self.down.read(table.id, key, |_| ()).is_some()
     }

@@ -1,52 +1,78 @@
-//! What a section knows of each row that is there: key, table with flags, slot, and the policy's
-//! byte, in buckets of nine. A bucket is two neighbouring cache lines, so that a key is found with
-//! one access to memory; each bucket counts the rows that had to go on to the next. A row is always
-//! found or surely absent; nothing is lost to a full bucket. It does not grow by itself, for its
-//! memory comes out of the budget.
+//! What a section knows of each row that is there: table and key, flags, slot, and the policy's
+//! byte, in buckets of five. A bucket is one cache line, so that a row is found with one access to
+//! memory. A row is always found or surely absent; nothing is lost to a full bucket. It does not
+//! grow by itself, for its memory comes out of the budget.
+//!
+//! **Five in a line.** A hash is a bijection of the key, and a bucket's number says some of its
+//! bits, so that a way keeps only the rest. Of an index of B buckets, row y lives in bucket
+//! ⌊y B / 2⁶⁴⌋. What is left is y B mod 2⁶⁴. Two rows of one bucket differ by B there at least, so
+//! that its bits from ⌊log₂ B⌋ on tell them apart; from bucket and rest y can be had again, and
+//! from y the key.
+//!
+//! **Rows that are not at home** lie in one of the 254 buckets that follow, and a way says how many
+//! it is away. A bucket counts the rows that went on to the next. At home a row takes the place of
+//! one that is not, which goes on instead; so does one that came 254 buckets of one that is nearer
+//! to its home. Where all are as far away, which takes more than a thousand rows with neighbouring
+//! homes, the index is built anew under another bijection. With 255 buckets or fewer every row
+//! finds a place.
 
 use std::io;
 
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
-use table::{Key, TableId, mix};
+use table::{GOLDEN, Key, TableId, mix};
 
 use crate::arena::{Kernel, Lanes, MemoryUse, Plain, map, prefetch, run_widest};
 
 /// Rows of a bucket.
-pub(crate) const WAYS: usize = 9;
-/// Entries of a hundred that may be taken. At 92 a row that comes finds a place some nine buckets
-/// on, at 95 it would be some twenty (Knuth, vol. 3, 6.4, for linear probing).
-const LOAD_PERCENT: usize = 92;
+pub(crate) const WAYS: usize = 5;
+/// Entries of a hundred that may be taken.
+const LOAD_PERCENT: usize = 83;
 /// Buckets between asking for one and visiting it, on a walk.
 const WALK_AHEAD: usize = 8;
-/// Probes between asking for a home bucket and looking into it.
-const PROBES_AHEAD: usize = 16;
 /// Buckets behind its home that are asked for when a row is not at home.
 const BEHIND_AHEAD: usize = 2;
-/// A count of rows that passed stays here once it got so far: it costs speed, never a row.
-const PASSED_MAX: u16 = u16::MAX;
+/// Buckets in which a row may lie: its home, and those that follow.
+const REACH: usize = 255;
+/// Bijections that are tried until all rows find a place. Under one where they don't, too many have
+/// their homes in 84 % of the buckets or fewer. Of all keys, one in 2^128 does so under each of
+/// this many, and there are 2^76.
+const BIJECTIONS_MAX: u64 = 512;
 
 /// Bytes of a bucket.
 pub(crate) const BUCKET_BYTES: usize = size_of::<Bucket>();
 
 #[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(128))]
+#[repr(C, align(64))]
 struct Bucket {
-    keys: [u64; WAYS],
-    metas: [u16; WAYS],
-    slots: [[u8; 3]; WAYS], // little-endian
-    codes: [u8; WAYS],
-    passed: u16, // rows whose home is here or before, and that went on
+    /// From the low bits: one more than the buckets between home and here, 0 where none is; the
+    /// table; 44 bits of what the bucket does not say of the hash.
+    ids: [u64; WAYS],
+    /// From the low bits: the policy's byte; the slot; what is left of the hash.
+    rests: [u32; WAYS],
+    /// From the low bits: rows whose home is here or before, and that went on; a bit for each way
+    /// that is being read from SSD; a bit for each that has a version on SSD.
+    state: u32,
 }
 
-const _: () = assert!(size_of::<Bucket>() == 128);
+const _: () = assert!(size_of::<Bucket>() == 64);
 
-const OCCUPIED: u16 = 1 << 15;
+const DISTANCE_BITS: u32 = 8;
+const TABLE_BITS: u32 = 12;
+/// Where the hash begins in an id.
+const HASH_FROM: u32 = DISTANCE_BITS + TABLE_BITS;
+const CODE_BITS: u32 = 8;
+/// A section has no more slots.
+const SLOT_BITS_MAX: u32 = 24;
+const PASSED: u32 = 0xffff; // (REACH - 1) WAYS at most
+const LOADING_FROM: u32 = 16;
+const ON_SSD_FROM: u32 = LOADING_FROM + WAYS as u32;
+
 /// The row is being read from SSD.
 const LOADING: u16 = 1 << 14;
 /// A version of the row is on SSD, or on its way there.
 const ON_SSD: u16 = 1 << 13;
-const TABLE: u16 = (1 << 12) - 1;
+const TABLE: u16 = (1 << TABLE_BITS) - 1;
 
 /// Tables that an entry can tell apart.
 pub(crate) const TABLES_MAX: u32 = TABLE as u32 + 1;
@@ -55,9 +81,9 @@ pub(crate) const TABLES_MAX: u32 = TABLE as u32 + 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Meta(u16);
 
-/// The place of an entry: its bucket and its way. It stands until a row is forgotten or the index
-/// grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The place of an entry: its bucket and its way. It stands until a row enters or is forgotten, or
+/// the index grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct At {
     bucket: u32,
     way: u32,
@@ -67,7 +93,6 @@ pub(crate) struct At {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Probe {
     pub(crate) hash: u64,
-    pub(crate) key: Key,
     pub(crate) position: u32, // in the batch
     pub(crate) table: TableId,
 }
@@ -75,7 +100,7 @@ pub(crate) struct Probe {
 /// What a row's home bucket says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Home {
-    Here(At),
+    Here(At, Mark),
     /// It may lie in a bucket behind.
     Behind,
     Absent,
@@ -87,7 +112,25 @@ const BEHIND: u8 = ABSENT + 1;
 
 /// What home buckets say of rows, for a block of probes.
 pub(crate) struct Homes<const N: usize> {
-    ways: [u8; N],
+    found: [Found; N],
+    slot_mask: u32,
+}
+
+/// What a home bucket says of a row.
+#[derive(Clone, Copy)]
+struct Found {
+    bucket: u32,
+    rest: u32, // of the way
+    state: u32,
+    way: u8,
+}
+
+/// What is known of a row but its key, which takes a division.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) meta: Meta,
+    pub(crate) slot: u32,
+    pub(crate) code: u8,
 }
 
 /// All that is known of a row.
@@ -101,10 +144,47 @@ pub(crate) struct Entry {
 
 pub(crate) struct Index {
     map: MmapMut,
-    buckets: usize,
     rows: usize,
-    stride: usize,  // see `scattered`
-    hash_bits: u32, // the high bits of a hash that say nothing here
+    stride: usize, // see `scattered`
+    shape: Shape,
+    builds: u64,
+    walk: Option<Walk>,
+}
+
+/// What an index of so many buckets makes of a hash.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    buckets: usize,
+    hash_bits: u32,    // the high bits of a hash that say nothing here
+    section: u64,      // those bits
+    bijection: u64,    // its number; 0 leaves a hash as it is
+    factors: [u64; 2], // odd
+    rest_from: u32,    // the bit from which on y B mod 2^64 tells rows of one bucket apart
+    slot_bits: u32,
+}
+
+/// Where a row is looked for, and what for.
+#[derive(Debug, Clone, Copy)]
+struct Seat {
+    home: usize,
+    id: u64,   // at home
+    high: u32, // of the rest, in its place
+}
+
+/// A row as a bucket has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Way {
+    id: u64,
+    rest: u32,
+    loading: bool,
+    on_ssd: bool,
+}
+
+/// A walk over all places in their order, with pauses in which rows come and go.
+#[derive(Debug, Default)]
+struct Walk {
+    next: u32,
+    overtaken: Vec<(u64, Mark)>, // rows that moved from places to come to such as are past
 }
 
 /// Buckets that take this many rows.
@@ -112,18 +192,55 @@ pub(crate) fn buckets_for(rows: usize) -> usize {
     (rows * 100).div_ceil(WAYS * LOAD_PERCENT).max(1)
 }
 
-/// A row's hash. Its high bits choose section and bucket.
+/// Odd multiples keep the hashes of tables apart.
+const TABLE_FACTOR: u64 = 0xd6e8_feb8_6659_fd93;
+
+/// A row's hash: of all keys of a table each has another. Its high bits choose section and bucket.
 pub(crate) fn hash(table: TableId, key: Key) -> u64 {
-    // odd multiples keep tables apart; `mix` is a bijection, so that no two keys of a table share a
-    // hash
-    mix(key.0 ^ u64::from(table.0).wrapping_mul(0xd6e8_feb8_6659_fd93))
+    mix(key.0 ^ u64::from(table.0).wrapping_mul(TABLE_FACTOR))
+}
+
+/// The key that has this hash.
+fn key_of(table: TableId, hash: u64) -> Key {
+    // what `table::scatter` does, backwards
+    const SECOND: u64 = inverse(0x94d0_49bb_1331_11eb);
+    const FIRST: u64 = inverse(0xbf58_476d_1ce4_e5b9);
+    let mut x = hash;
+    x = (x ^ x >> 31 ^ x >> 62).wrapping_mul(SECOND);
+    x = (x ^ x >> 27 ^ x >> 54).wrapping_mul(FIRST);
+    x = x ^ x >> 30 ^ x >> 60;
+    Key(x.wrapping_sub(GOLDEN) ^ u64::from(table.0).wrapping_mul(TABLE_FACTOR))
+}
+
+/// Keys whose homes lie in an eighth of the index, however large, of a section that has all keys,
+/// under each of so many bijections.
+#[cfg(test)]
+pub(crate) fn crowding_keys(table: TableId, bijections: u64) -> impl Iterator<Item = Key> {
+    let shapes: Vec<Shape> = (0..bijections).map(|i| Shape::of(1, 0, 0, i)).collect();
+    let crowds = move |&hash: &u64| {
+        let at = |shape: &Shape| shape.scrambled(hash) >> (64 - 3);
+        shapes.iter().all(|shape| at(shape) == 0)
+    };
+    (0..).map(mix).filter(crowds).map(move |hash| key_of(table, hash))
+}
+
+/// What an odd number times this is 1 modulo 2^64: each of Newton's steps doubles the bits that are
+/// right, of which the number itself has three.
+const fn inverse(odd: u64) -> u64 {
+    let mut x = odd;
+    let mut bits = 3;
+    while bits < 64 {
+        x = x.wrapping_mul(2_u64.wrapping_sub(odd.wrapping_mul(x)));
+        bits *= 2;
+    }
+    x
 }
 
 impl Meta {
     /// Of a row of `table`.
     pub(crate) fn of(table: TableId) -> Self {
         assert!(table.0 < TABLES_MAX, "{table} is beyond the last that an entry can name");
-        Meta(OCCUPIED | table.0 as u16)
+        Meta(table.0 as u16)
     }
 
     pub(crate) fn loading(self, yes: bool) -> Self {
@@ -147,28 +264,153 @@ impl Meta {
     }
 }
 
+impl Shape {
+    fn of(buckets: usize, hash_bits: u32, section: u64, bijection: u64) -> Self {
+        let log2 = buckets.max(1).ilog2();
+        let first = mix(bijection);
+        Self {
+            buckets,
+            hash_bits,
+            section,
+            bijection,
+            factors: [first | 1, mix(first) | 1],
+            rest_from: log2 + hash_bits,
+            // places are fewer than 2^(log2 + 4)
+            slot_bits: (log2 + 4).min(SLOT_BITS_MAX),
+        }
+    }
+
+    /// Where a row is looked for.
+    #[inline(always)]
+    fn seat(&self, hash: u64, table: TableId) -> Seat {
+        let product = u128::from(self.scrambled(hash)) * self.buckets as u128;
+        let rest = (product as u64).wrapping_shr(self.rest_from);
+        let high = (rest >> (64 - HASH_FROM)).wrapping_shl(CODE_BITS + self.slot_bits);
+        Seat {
+            home: (product >> 64) as usize,
+            id: rest << HASH_FROM | u64::from(table.0) << DISTANCE_BITS | 1,
+            high: high as u32, // its other bits are 0: there are 76 bits beside the distance's
+        }
+    }
+
+    /// The home of a hash.
+    #[inline(always)]
+    fn home(&self, hash: u64) -> usize {
+        ((u128::from(self.scrambled(hash)) * self.buckets as u128) >> 64) as usize
+    }
+
+    /// What the section does not say of a hash, in the high bits, as the bijection has it.
+    #[inline(always)]
+    fn scrambled(&self, hash: u64) -> u64 {
+        let y = hash.wrapping_shl(self.hash_bits);
+        if self.bijection == 0 {
+            return y;
+        }
+        self.fold(y.wrapping_mul(self.factors[0])).wrapping_mul(self.factors[1])
+    }
+
+    /// Its own inverse. What is 0 in the low bits, as odd factors leave it, stays so.
+    #[inline(always)]
+    fn fold(&self, y: u64) -> u64 {
+        y ^ (y >> 32 & (u64::MAX << self.hash_bits))
+    }
+
+    /// The hash that was seated at `home` with this rest.
+    fn hash_of(&self, home: usize, rest: u64) -> u64 {
+        // y is j 2^hash_bits, and y B lies in [low, low + 2^rest_from), in which there is but one
+        // multiple of B 2^hash_bits
+        let low = (home as u128) << 64 | u128::from(rest << self.rest_from);
+        let step = (self.buckets as u128) << self.hash_bits;
+        let mut y = (low.div_ceil(step) as u64) << self.hash_bits;
+        if self.bijection != 0 {
+            let [first, second] = self.factors.map(inverse);
+            y = self.fold(y.wrapping_mul(second)).wrapping_mul(first);
+        }
+        y >> self.hash_bits | self.section
+    }
+
+    /// Where a rest has what is left of the hash.
+    fn high_mask(&self) -> u32 {
+        (u64::MAX << (CODE_BITS + self.slot_bits)) as u32
+    }
+
+    fn slot_mask(&self) -> u32 {
+        (1 << self.slot_bits) - 1
+    }
+
+    fn way(&self, seat: &Seat, mark: Mark) -> Way {
+        let Mark { meta, slot, code } = mark;
+        assert!(slot <= self.slot_mask(), "slot {slot} is beyond {} buckets", self.buckets);
+        Way {
+            id: seat.id,
+            rest: seat.high | slot << CODE_BITS | u32::from(code),
+            loading: meta.is_loading(),
+            on_ssd: meta.is_on_ssd(),
+        }
+    }
+}
+
+impl Way {
+    /// Buckets from home.
+    fn distance(&self) -> usize {
+        (self.id as u8) as usize - 1
+    }
+
+    fn is_taken(&self) -> bool {
+        self.id as u8 != 0
+    }
+
+    fn mark(&self, shape: &Shape) -> Mark {
+        let table = Meta((self.id >> DISTANCE_BITS) as u16 & TABLE);
+        Mark {
+            meta: table.loading(self.loading).on_ssd(self.on_ssd),
+            slot: self.rest >> CODE_BITS & shape.slot_mask(),
+            code: self.rest as u8,
+        }
+    }
+
+    fn hash(&self, bucket: usize, shape: &Shape) -> u64 {
+        let home = (bucket + shape.buckets - self.distance()) % shape.buckets;
+        let high = u64::from(self.rest & shape.high_mask());
+        let high = high.wrapping_shr(CODE_BITS + shape.slot_bits);
+        shape.hash_of(home, high << (64 - HASH_FROM) | self.id >> HASH_FROM)
+    }
+}
+
 impl Index {
-    /// An empty index that may grow to hold `rows_max` rows.
-    pub(crate) fn reserve(rows_max: usize, hash_bits: u32, memory: MemoryUse) -> io::Result<Self> {
+    /// An empty index of section `section` that may grow to hold `rows_max` rows.
+    pub(crate) fn reserve(
+        rows_max: usize,
+        hash_bits: u32,
+        section: u64,
+        memory: MemoryUse,
+    ) -> io::Result<Self> {
         let map = map(buckets_for(rows_max) * BUCKET_BYTES, memory)?;
-        Ok(Self { map, buckets: 0, rows: 0, stride: 1, hash_bits })
+        // a shift by all 64 bits is not one
+        let section = if hash_bits == 0 { 0 } else { section << (64 - hash_bits) };
+        let shape = Shape::of(0, hash_bits, section, 0);
+        Ok(Self { map, rows: 0, stride: 1, shape, builds: 0, walk: None })
     }
 
     pub(crate) fn buckets(&self) -> usize {
-        self.buckets
+        self.shape.buckets
     }
 
     /// Places for rows, taken or not.
     pub(crate) fn places(&self) -> u32 {
-        (self.buckets * WAYS) as u32
+        (self.buckets() * WAYS) as u32
+    }
+
+    /// How often all rows got other places.
+    pub(crate) fn builds(&self) -> u64 {
+        self.builds
     }
 
     /// The place of this number, and the row there.
-    pub(crate) fn nth(&self, place: u32) -> Option<(At, Entry)> {
+    pub(crate) fn nth(&self, place: u32) -> Option<(At, Mark)> {
         let at = At { bucket: place / WAYS as u32, way: place % WAYS as u32 };
-        let bucket = &self.all()[at.bucket as usize];
-        let meta = bucket.metas[at.way as usize];
-        (meta & OCCUPIED != 0).then(|| (at, self.entry(at)))
+        let way = self.way(at);
+        way.is_taken().then(|| (at, way.mark(&self.shape)))
     }
 
     /// The place that a walk over all places visits as its `place`-th: bucket by bucket, each far
@@ -177,68 +419,80 @@ impl Index {
     pub(crate) fn scattered(&self, place: u32) -> u32 {
         let (bucket, way) = (place as usize / WAYS, place % WAYS as u32);
         if way == 0 {
-            let ahead = (bucket + WALK_AHEAD) * self.stride % self.buckets;
-            prefetch(&self.all()[ahead].keys);
-            prefetch(&self.all()[ahead].passed);
+            self.ask((bucket + WALK_AHEAD) * self.stride % self.buckets());
         }
-        (bucket * self.stride % self.buckets * WAYS) as u32 + way
+        (bucket * self.stride % self.buckets() * WAYS) as u32 + way
+    }
+
+    /// From now on it is noted which rows move from the places from `next` on to those before;
+    /// `None` ends it.
+    pub(crate) fn walk_from(&mut self, next: Option<u32>) {
+        self.walk = next.map(|next| Walk { next, overtaken: Vec::new() });
+    }
+
+    /// Where those are that did, once each unless they left.
+    pub(crate) fn overtaken(&self) -> Vec<At> {
+        let rows = self.walk.iter().flat_map(|walk| &walk.overtaken);
+        let found = rows.filter_map(|(hash, mark)| self.find(*hash, mark.meta.table()));
+        let mut found: Vec<At> = found.collect();
+        found.sort_unstable();
+        found.dedup();
+        found
     }
 
     /// Takes the memory of so many buckets, and enters all rows anew.
     pub(crate) fn resize(&mut self, buckets: usize) {
-        let rows: Vec<Entry> =
-            (0..self.places()).filter_map(|place| self.nth(place)).map(|row| row.1).collect();
-        let used = self.buckets.max(buckets) * BUCKET_BYTES;
-        self.map[..used].fill(0);
-        (self.buckets, self.rows, self.stride) = (buckets, 0, stride_of(buckets));
-        for row in rows {
-            self.insert(hash(row.meta.table(), row.key), row);
-        }
+        let rows = self.all_rows();
+        self.build(buckets, self.shape.bijection, &rows);
     }
 
-    /// Asks for the home buckets of the first probes of a section, which [`Self::find_at_home`]
-    /// looks into first.
-    pub(crate) fn ask_first(&self, probes: &[Probe]) {
-        probes.iter().take(PROBES_AHEAD).for_each(|probe| self.ask_home(probe));
+    fn all_rows(&self) -> Vec<(u64, Mark)> {
+        let places = (0..self.places()).filter_map(|place| self.nth(place));
+        places.map(|(at, mark)| (self.hash_at(at), mark)).collect()
+    }
+
+    /// Enters these rows, and none else, in so many buckets, by the first bijection from this one
+    /// on under which all find a place.
+    fn build(&mut self, buckets: usize, bijection: u64, rows: &[(u64, Mark)]) {
+        assert!(rows.len() <= buckets * WAYS, "{} rows do not fit {buckets} buckets", rows.len());
+        self.stride = stride_of(buckets);
+        self.builds += 1;
+        self.walk = None;
+        for bijection in bijection..bijection + BIJECTIONS_MAX {
+            let used = self.buckets().max(buckets) * BUCKET_BYTES;
+            self.map[..used].fill(0);
+            let Shape { hash_bits, section, .. } = self.shape;
+            (self.shape, self.rows) = (Shape::of(buckets, hash_bits, section, bijection), 0);
+            if rows.iter().all(|&(hash, mark)| self.enter(hash, mark).is_ok()) {
+                return;
+            }
+        }
+        panic!("{} rows crowd under {BIJECTIONS_MAX} bijections", rows.len());
     }
 
     /// Asks for a row's home bucket.
     pub(crate) fn ask_home(&self, probe: &Probe) {
-        self.ask(self.home(probe.hash));
+        self.ask(self.shape.home(probe.hash));
     }
 
-    /// Looks for up to N rows, from the probe `first` on, in their home buckets alone, and asks for
-    /// the home buckets of those that come after them.
-    pub(crate) fn find_at_home<const N: usize>(&self, probes: &[Probe], first: usize) -> Homes<N> {
-        let mut ways = [ABSENT; N];
+    /// Looks for these rows, N at most, in their home buckets alone, which were asked for some time
+    /// ago.
+    pub(crate) fn find_at_home<const N: usize>(&self, probes: &[Probe], homes: &mut Homes<N>) {
         let buckets = self.all();
-        if !buckets.is_empty() {
-            run_widest(FindAtHome { index: self, buckets, probes, first, ways: &mut ways });
+        if buckets.is_empty() {
+            return homes.found.fill(Found::ABSENT);
         }
-        Homes { ways }
-    }
-
-    /// What was found of a probe: the `i`-th of the block.
-    #[inline]
-    pub(crate) fn home_of<const N: usize>(
-        &self,
-        homes: &Homes<N>,
-        i: usize,
-        probe: &Probe,
-    ) -> Home {
-        match homes.ways[i] {
-            ABSENT => Home::Absent,
-            BEHIND => Home::Behind,
-            way => Home::Here(At { bucket: self.home(probe.hash) as u32, way: u32::from(way) }),
-        }
+        homes.slot_mask = self.shape.slot_mask();
+        let found = &mut homes.found;
+        run_widest(FindAtHome { shape: self.shape, buckets, probes, found });
     }
 
     /// Asks for the buckets right behind the home of a hash.
     #[inline]
     pub(crate) fn ask_behind(&self, hash: u64) {
-        let mut at = self.home(hash);
+        let mut at = self.shape.home(hash);
         for _ in 0..BEHIND_AHEAD {
-            at = next(at, self.buckets);
+            at = next(at, self.buckets());
             self.ask(at);
         }
     }
@@ -247,34 +501,35 @@ impl Index {
     #[inline(always)]
     fn ask(&self, bucket: usize) {
         if let Some(bucket) = self.all().get(bucket) {
-            bucket.ask();
+            prefetch(bucket);
         }
     }
 
     /// Where a row is.
     #[inline]
-    pub(crate) fn find(&self, hash: u64, table: TableId, key: Key) -> Option<At> {
-        let home = self.home(hash);
-        let bucket = self.all().get(home)?;
-        match bucket.way_of(table, key) {
-            Some(way) => Some(At { bucket: home as u32, way }),
-            None if bucket.passed > 0 => self.find_behind(hash, table, key),
+    pub(crate) fn find(&self, hash: u64, table: TableId) -> Option<At> {
+        let seat = self.shape.seat(hash, table);
+        let bucket = self.all().get(seat.home)?;
+        match bucket.way_of(&self.shape, &seat, 0) {
+            Some(way) => Some(At { bucket: seat.home as u32, way }),
+            None if bucket.passed() > 0 => self.find_behind(hash, table),
             None => None,
         }
     }
 
     /// Where a row is that is not at home.
     #[inline]
-    pub(crate) fn find_behind(&self, hash: u64, table: TableId, key: Key) -> Option<At> {
+    pub(crate) fn find_behind(&self, hash: u64, table: TableId) -> Option<At> {
+        let seat = self.shape.seat(hash, table);
         let buckets = self.all();
-        let mut at = self.home(hash);
-        for _ in 1..buckets.len() {
+        let mut at = seat.home;
+        for distance in 1..REACH.min(buckets.len()) {
             at = next(at, buckets.len());
             let bucket = &buckets[at];
-            if let Some(way) = bucket.way_of(table, key) {
+            if let Some(way) = bucket.way_of(&self.shape, &seat, distance as u64) {
                 return Some(At { bucket: at as u32, way });
             }
-            if bucket.passed == 0 {
+            if bucket.passed() == 0 {
                 return None;
             }
         }
@@ -282,193 +537,288 @@ impl Index {
     }
 
     /// Enters a row, which must not be there.
-    pub(crate) fn insert(&mut self, hash: u64, row: Entry) -> At {
-        assert!(self.rows < self.buckets * WAYS, "the index is full with {} rows", self.rows);
+    pub(crate) fn insert(&mut self, hash: u64, mark: Mark) {
+        assert!(self.rows < self.buckets() * WAYS, "the index is full with {} rows", self.rows);
+        if let Err(last) = self.enter(hash, mark) {
+            let mut rows = self.all_rows();
+            rows.push(last);
+            self.build(self.buckets(), self.shape.bijection + 1, &rows);
+        }
+    }
+
+    /// Enters a row; there is a place for it. Gives the row back that found none near enough to its
+    /// home, this one or another: all others are there, and what buckets count is wrong.
+    fn enter(&mut self, hash: u64, mark: Mark) -> Result<(), (u64, Mark)> {
+        let shape = self.shape;
+        let seat = shape.seat(hash, mark.meta.table());
         self.rows += 1;
-        let mut at = self.home(hash);
-        let buckets = self.all_mut();
+        let (mut row, mut at) = (shape.way(&seat, mark), seat.home);
+        let mut from = None; // the place that the row gave away
         loop {
-            let bucket = &mut buckets[at];
-            if let Some(way) = bucket.metas.iter().position(|meta| meta & OCCUPIED == 0) {
-                let place = At { bucket: at as u32, way: way as u32 };
+            let bucket = &self.all()[at];
+            if let Some(way) = bucket.vacant() {
+                let to = At { bucket: at as u32, way };
+                if let Some(from) = from {
+                    self.note_move(from, to, &row);
+                }
+                self.set(to, row);
+                return Ok(());
+            }
+            let way = match row.distance() + 1 {
+                1 => bucket.guest(),
+                REACH => Some(bucket.nearest()),
+                _ => None,
+            };
+            if let Some(way) = way {
+                let place = At { bucket: at as u32, way };
+                let other = self.way(place);
+                if other.distance() + 1 == REACH {
+                    return Err((row.hash(at, &shape), row.mark(&shape)));
+                }
+                if let Some(from) = from {
+                    self.note_move(from, place, &row);
+                }
                 self.set(place, row);
-                return place;
+                (row, from) = (other, Some(place));
             }
-            if bucket.passed < PASSED_MAX {
-                bucket.passed += 1;
-            }
-            at = next(at, buckets.len());
+            self.all_mut()[at].state += 1; // one more passed
+            row.id += 1;
+            at = next(at, shape.buckets);
         }
     }
 
     /// Forgets a row. Rows behind it that passed its bucket move up, one after the other, so that
     /// however many rows come and go, each lies where it would if it had just been entered.
     pub(crate) fn remove(&mut self, at: At) {
-        let row = self.entry(at);
-        assert!(row.meta.0 & OCCUPIED != 0, "a row is forgotten once");
+        let row = self.way(at);
+        assert!(row.is_taken(), "a row is forgotten once");
         self.rows -= 1;
-        let home = self.home(hash(row.meta.table(), row.key));
-        self.unpass(home, at.bucket as usize);
+        self.unpass(at, row.distance());
         let mut hole = at;
-        while let Some(from) = self.passer(hole.bucket as usize) {
-            let row = self.entry(from);
-            self.unpass(hole.bucket as usize, from.bucket as usize);
+        while let Some((from, distance)) = self.passer(hole.bucket as usize) {
+            let mut row = self.way(from);
+            self.unpass(from, distance);
+            row.id -= distance as u64;
+            self.note_move(from, hole, &row);
             self.set(hole, row);
             hole = from;
         }
-        self.all_mut()[hole.bucket as usize].metas[hole.way as usize] = 0;
+        self.set(hole, Way { id: 0, rest: 0, loading: false, on_ssd: false });
     }
 
-    /// A row passes the buckets from `home` on, up to that before `bucket`, no longer.
-    fn unpass(&mut self, home: usize, bucket: usize) {
+    /// A row passes so many buckets before its own no longer.
+    fn unpass(&mut self, at: At, distance: usize) {
         let buckets = self.all_mut();
-        let mut passing = home;
-        while passing != bucket {
-            let passed = &mut buckets[passing].passed;
-            assert!(*passed > 0, "a row lies behind a bucket that nobody passed");
-            if *passed < PASSED_MAX {
-                *passed -= 1;
-            }
-            passing = next(passing, buckets.len());
+        let mut passing = at.bucket as usize;
+        for _ in 0..distance {
+            passing = if passing == 0 { buckets.len() - 1 } else { passing - 1 };
+            assert!(buckets[passing].passed() > 0, "a row lies behind a bucket that nobody passed");
+            buckets[passing].state -= 1;
         }
     }
 
-    /// The nearest row behind `bucket` that passed it.
-    fn passer(&self, bucket: usize) -> Option<At> {
+    /// The nearest row behind `bucket` that passed it, one with its home there first, and how far
+    /// behind.
+    fn passer(&self, bucket: usize) -> Option<(At, usize)> {
         let buckets = self.all();
         let mut at = bucket;
-        for distance in 1..buckets.len() {
-            if buckets[at].passed == 0 {
+        for distance in 1..REACH.min(buckets.len()) {
+            if buckets[at].passed() == 0 {
                 return None;
             }
             at = next(at, buckets.len());
-            let passed = |way: &u32| {
-                let row = self.entry(At { bucket: at as u32, way: *way });
-                let home = self.home(hash(row.meta.table(), row.key));
-                let way_come = (at + buckets.len() - home) % buckets.len();
-                row.meta.0 & OCCUPIED != 0 && way_come >= distance
-            };
-            if let Some(way) = (0..WAYS as u32).find(passed) {
-                return Some(At { bucket: at as u32, way });
+            let ids = buckets[at].ids.map(|id| usize::from(id as u8));
+            let at_home = ids.iter().position(|id| *id == distance + 1);
+            let far = || ids.iter().position(|id| *id > distance);
+            if let Some(way) = at_home.or_else(far) {
+                return Some((At { bucket: at as u32, way: way as u32 }, distance));
             }
         }
         None
     }
 
-    fn set(&mut self, at: At, row: Entry) {
-        let (bucket, way) = (&mut self.all_mut()[at.bucket as usize], at.way as usize);
-        bucket.keys[way] = row.key.0;
-        bucket.metas[way] = row.meta.0;
-        bucket.codes[way] = row.code;
-        bucket.set_slot(way, row.slot);
-    }
-
-    #[cfg(test)]
-    #[cfg(not(feature = "shuttle"))]
-    pub(crate) fn passed_max(&self) -> u16 {
-        self.all().iter().map(|bucket| bucket.passed).max().unwrap_or(0)
-    }
-
-    #[inline]
-    pub(crate) fn entry(&self, at: At) -> Entry {
-        let (bucket, way) = (&self.all()[at.bucket as usize], at.way as usize);
-        Entry {
-            key: Key(bucket.keys[way]),
-            meta: Meta(bucket.metas[way]),
-            slot: bucket.slot(way),
-            code: bucket.codes[way],
+    /// Notes that a row moves.
+    fn note_move(&mut self, from: At, to: At, row: &Way) {
+        let Some(walk) = &mut self.walk else { return };
+        if from.place() >= walk.next && to.place() < walk.next {
+            let hash = row.hash(to.bucket as usize, &self.shape);
+            walk.overtaken.push((hash, row.mark(&self.shape)));
         }
     }
 
-    pub(crate) fn set_meta(&mut self, at: At, meta: Meta) {
-        self.all_mut()[at.bucket as usize].metas[at.way as usize] = meta.0;
+    #[inline]
+    pub(crate) fn mark(&self, at: At) -> Mark {
+        self.way(at).mark(&self.shape)
     }
 
+    pub(crate) fn entry(&self, at: At) -> Entry {
+        let Mark { meta, slot, code } = self.mark(at);
+        Entry { key: key_of(meta.table(), self.hash_at(at)), meta, slot, code }
+    }
+
+    fn hash_at(&self, at: At) -> u64 {
+        self.way(at).hash(at.bucket as usize, &self.shape)
+    }
+
+    pub(crate) fn set_meta(&mut self, at: At, meta: Meta) {
+        let way = self.way(at);
+        debug_assert_eq!(meta.table(), way.mark(&self.shape).meta.table(), "a row has one table");
+        self.set(at, Way { loading: meta.is_loading(), on_ssd: meta.is_on_ssd(), ..way });
+    }
+
+    #[inline]
     pub(crate) fn set_code(&mut self, at: At, code: u8) {
-        self.all_mut()[at.bucket as usize].codes[at.way as usize] = code;
+        let rest = &mut self.all_mut()[at.bucket as usize].rests[at.way as usize];
+        *rest = *rest & !u32::from(u8::MAX) | u32::from(code);
     }
 
     pub(crate) fn set_slot(&mut self, at: At, slot: u32) {
-        self.all_mut()[at.bucket as usize].set_slot(at.way as usize, slot);
+        let shape = self.shape;
+        assert!(slot <= shape.slot_mask(), "slot {slot} is beyond {} buckets", shape.buckets);
+        let rest = &mut self.all_mut()[at.bucket as usize].rests[at.way as usize];
+        *rest = *rest & !(shape.slot_mask() << CODE_BITS) | slot << CODE_BITS;
     }
 
-    #[inline(always)]
-    fn home(&self, hash: u64) -> usize {
-        ((u128::from(hash << self.hash_bits) * self.buckets as u128) >> 64) as usize
+    #[cfg(test)]
+    pub(crate) fn passed_max(&self) -> u32 {
+        self.all().iter().map(Bucket::passed).max().unwrap_or(0)
+    }
+
+    #[inline]
+    fn way(&self, at: At) -> Way {
+        let (bucket, way) = (&self.all()[at.bucket as usize], at.way as usize);
+        Way {
+            id: bucket.ids[way],
+            rest: bucket.rests[way],
+            loading: bucket.state >> (LOADING_FROM + at.way) & 1 != 0,
+            on_ssd: bucket.state >> (ON_SSD_FROM + at.way) & 1 != 0,
+        }
+    }
+
+    fn set(&mut self, at: At, row: Way) {
+        let (bucket, way) = (&mut self.all_mut()[at.bucket as usize], at.way as usize);
+        (bucket.ids[way], bucket.rests[way]) = (row.id, row.rest);
+        for (from, yes) in [(LOADING_FROM, row.loading), (ON_SSD_FROM, row.on_ssd)] {
+            let bit = 1 << (from + at.way);
+            bucket.state = if yes { bucket.state | bit } else { bucket.state & !bit };
+        }
     }
 
     #[inline(always)]
     fn all(&self) -> &[Bucket] {
-        &bytemuck::cast_slice(&self.map)[..self.buckets]
+        &bytemuck::cast_slice(&self.map)[..self.shape.buckets]
     }
 
+    #[inline(always)]
     fn all_mut(&mut self) -> &mut [Bucket] {
-        &mut bytemuck::cast_slice_mut(&mut self.map)[..self.buckets]
+        &mut bytemuck::cast_slice_mut(&mut self.map)[..self.shape.buckets]
+    }
+}
+
+impl At {
+    fn place(self) -> u32 {
+        self.bucket * WAYS as u32 + self.way
+    }
+}
+
+impl Found {
+    const ABSENT: Found = Found { bucket: 0, rest: 0, state: 0, way: ABSENT };
+}
+
+impl<const N: usize> Homes<N> {
+    pub(crate) fn new() -> Self {
+        Self { found: [Found::ABSENT; N], slot_mask: 0 }
+    }
+
+    /// What was found of a probe: the `i`-th of the block.
+    #[inline(always)]
+    pub(crate) fn of(&self, i: usize, probe: &Probe) -> Home {
+        let Found { bucket, rest, state, way } = self.found[i];
+        match way {
+            ABSENT => Home::Absent,
+            BEHIND => Home::Behind,
+            way => {
+                let way = u32::from(way);
+                let flag = |from: u32| state.wrapping_shr(from + way) & 1 != 0;
+                let meta = Meta(probe.table.0 as u16);
+                let meta = meta.loading(flag(LOADING_FROM)).on_ssd(flag(ON_SSD_FROM));
+                let slot = rest >> CODE_BITS & self.slot_mask;
+                Home::Here(At { bucket, way }, Mark { meta, slot, code: rest as u8 })
+            }
+        }
     }
 }
 
 impl Bucket {
-    /// Asks the processor for the bucket's two lines.
+    /// Rows whose home is here or before, and that went on.
     #[inline(always)]
-    fn ask(&self) {
-        prefetch(&self.keys);
-        prefetch(&self.passed);
+    fn passed(&self) -> u32 {
+        self.state & PASSED
     }
 
-    /// The way of a row.
+    /// The way of a row that is so far from its home here.
     #[inline]
-    fn way_of(&self, table: TableId, key: Key) -> Option<u32> {
-        let ways = self.ways_of(Plain, table, key);
+    fn way_of(&self, shape: &Shape, seat: &Seat, distance: u64) -> Option<u32> {
+        let ways = self.ways_of(Plain, shape.high_mask(), seat, distance);
         (ways != 0).then(|| ways.trailing_zeros())
     }
 
-    /// A bit for the way of a row, if it is here. All nine are compared, without a branch: tables
-    /// may share keys, and a vacant way may hold what was there before.
+    /// A bit for the way of a row, if it is here. All five are compared, without a branch.
     #[inline(always)]
-    fn ways_of(&self, lanes: impl Lanes, table: TableId, key: Key) -> u32 {
-        const LAST: usize = WAYS - 1;
-        let (mask, wanted) = (OCCUPIED | TABLE, OCCUPIED | table.0 as u16);
-        let keys = self.keys.first_chunk().expect("there are nine");
-        let metas = self.metas.first_chunk().expect("there are nine");
-        let firsts = lanes.equal_u64(keys, key.0) & lanes.equal_u16(metas, mask, wanted);
-        let last = self.keys[LAST] == key.0 && self.metas[LAST] & mask == wanted;
-        firsts | u32::from(last) << LAST
+    fn ways_of(&self, lanes: impl Lanes, high_mask: u32, seat: &Seat, distance: u64) -> u32 {
+        const ALL: u32 = (1 << WAYS) - 1;
+        let ids = lanes.equal_u64(bytemuck::cast_ref(self), seat.id + distance);
+        let highs = lanes.equal_u32(self.words(), high_mask, seat.high);
+        ids & highs >> (2 * WAYS) & ALL
     }
 
-    fn slot(&self, way: usize) -> u32 {
-        let [a, b, c] = self.slots[way];
-        u32::from_le_bytes([a, b, c, 0])
+    /// The whole line: ids, two words each, rests, state.
+    #[inline(always)]
+    fn words(&self) -> &[u32; 16] {
+        bytemuck::cast_ref(self)
     }
 
-    fn set_slot(&mut self, way: usize, slot: u32) {
-        let [a, b, c, high] = slot.to_le_bytes();
-        assert_eq!(high, 0, "slot {slot} does not fit 24 bits");
-        self.slots[way] = [a, b, c];
+    /// A way that is not taken.
+    fn vacant(&self) -> Option<u32> {
+        self.ids.iter().position(|id| *id as u8 == 0).map(|way| way as u32)
+    }
+
+    /// The way of the row that is nearest to its home.
+    fn nearest(&self) -> u32 {
+        (0..WAYS as u32).min_by_key(|way| self.ids[*way as usize] as u8).expect("there are five")
+    }
+
+    /// The way of a row that is not at home here and may go on.
+    fn guest(&self) -> Option<u32> {
+        let goes = |id: &u64| (2..REACH as u8).contains(&(*id as u8));
+        self.ids.iter().position(goes).map(|way| way as u32)
     }
 }
 
 /// The loop over probes, with no branch that depends on what is found: a processor that has guessed
 /// such a one wrongly begins anew with all that it had begun behind it.
 struct FindAtHome<'a> {
-    index: &'a Index,
+    shape: Shape,
     buckets: &'a [Bucket],
     probes: &'a [Probe],
-    first: usize,
-    ways: &'a mut [u8],
+    found: &'a mut [Found],
 }
 
 impl Kernel for FindAtHome<'_> {
     #[inline(always)]
     fn run(self, lanes: impl Lanes) {
-        let Self { index, buckets, probes, first, ways } = self;
-        for (i, (way, probe)) in ways.iter_mut().zip(&probes[first..]).enumerate() {
-            if let Some(ahead) = probes.get(first + i + PROBES_AHEAD) {
-                buckets[index.home(ahead.hash)].ask();
-            }
-            let bucket = &buckets[index.home(probe.hash)];
-            let none = 1 << (u32::from(ABSENT) + u32::from(bucket.passed > 0));
-            let ways = bucket.ways_of(lanes, probe.table, probe.key);
-            *way = (ways | none).trailing_zeros() as u8;
+        let Self { shape, buckets, probes, found } = self;
+        let high_mask = shape.high_mask();
+        for (found, probe) in found.iter_mut().zip(probes) {
+            let seat = shape.seat(probe.hash, probe.table);
+            let bucket = &buckets[seat.home];
+            let none = 1 << (u32::from(ABSENT) + u32::from(bucket.passed() > 0));
+            let ways = bucket.ways_of(lanes, high_mask, &seat, 0);
+            let way = (ways | none).trailing_zeros();
+            // of no way, some other word
+            let rest = bucket.words()[(2 * WAYS + way as usize) % 16];
+            let (bucket, state) = (seat.home as u32, bucket.state);
+            *found = Found { bucket, rest, state, way: way as u8 };
         }
     }
 }
@@ -499,92 +849,290 @@ mod tests {
     use super::*;
 
     const MEMORY: MemoryUse = MemoryUse { budget_bytes: 0, lock: false };
+    const TABLE0: TableId = TableId(0);
 
     fn index(rows: usize) -> Index {
-        let mut index = Index::reserve(rows, 0, MEMORY).unwrap();
+        let mut index = Index::reserve(rows, 0, 0, MEMORY).unwrap();
         index.resize(buckets_for(rows));
         index
     }
 
-    fn entry(table: u32, key: u64, slot: u32) -> Entry {
-        Entry { key: Key(key), meta: Meta::of(TableId(table)), slot, code: slot as u8 }
+    fn mark(table: TableId, slot: u32) -> Mark {
+        Mark { meta: Meta::of(table), slot, code: slot as u8 }
+    }
+
+    fn hash_of(key: u64) -> u64 {
+        hash(TABLE0, Key(key))
+    }
+
+    /// The `i`-th hash with this home, of a table's that no bijection has changed.
+    fn hash_at_home(index: &Index, home: usize, i: u64) -> u64 {
+        let first = ((home as u128) << 64).div_ceil(index.buckets() as u128) as u64;
+        assert_eq!(index.shape.home(first + i), home);
+        first + i
+    }
+
+    /// Rows that are not at home.
+    fn away(index: &Index) -> usize {
+        let all = (0..index.places()).filter_map(|place| index.nth(place));
+        all.filter(|(at, _)| index.way(*at).distance() > 0).count()
+    }
+
+    /// What buckets count is what their rows say.
+    fn check_passed(index: &Index) {
+        let mut passed = vec![0; index.buckets()];
+        for (at, _) in (0..index.places()).filter_map(|place| index.nth(place)) {
+            for back in 1..=index.way(at).distance() {
+                passed[(at.bucket as usize + index.buckets() - back) % index.buckets()] += 1;
+            }
+        }
+        assert!(index.all().iter().map(Bucket::passed).eq(passed));
+        let full = |bucket: &Bucket| bucket.vacant().is_none();
+        assert!(index.all().iter().all(|bucket| bucket.passed() == 0 || full(bucket)));
     }
 
     proptest! {
+        #[test]
+        fn a_hash_says_the_key(table in 0..TABLES_MAX, key in any::<u64>()) {
+            let table = TableId(table);
+            prop_assert_eq!(key_of(table, hash(table, Key(key))), Key(key));
+        }
+
+        /// Which is to say that no two hashes share bucket and rest.
+        #[test]
+        fn bucket_and_rest_say_the_hash(
+            buckets in
+                prop_oneof![1_usize..10, 1_usize..5_000_000, (0_u32..23).prop_map(|x| 1 << x)],
+            hash_bits in 0_u32..20,
+            hash in any::<u64>(),
+            near in 0_u64..4, // hashes that differ little share a bucket
+            bijection in 0_u64..4,
+            table in 0..TABLES_MAX,
+            way in (0_usize..REACH, any::<u32>(), any::<u8>(), any::<bool>(), any::<bool>()),
+        ) {
+            let hash = hash.wrapping_add(near);
+            let section = if hash_bits == 0 { 0 } else { hash & u64::MAX << (64 - hash_bits) };
+            let shape = Shape::of(buckets, hash_bits, section, bijection);
+            let seat = shape.seat(hash, TableId(table));
+            prop_assert!(seat.home < buckets);
+            prop_assert_eq!(seat.home, shape.home(hash));
+            let (distance, slot, code, loading, on_ssd) = way;
+            let distance = distance % buckets;
+            let meta = Meta::of(TableId(table)).loading(loading).on_ssd(on_ssd);
+            let mark = Mark { meta, slot: slot % (5 * buckets as u32).min(1 << 24), code };
+            let mut way = shape.way(&seat, mark);
+            way.id += distance as u64;
+            prop_assert_eq!(way.distance(), distance);
+            prop_assert_eq!(way.mark(&shape), mark);
+            prop_assert_eq!(way.hash((seat.home + distance) % buckets, &shape), hash);
+        }
+
         #[test]
         fn agrees_with_a_map_whatever_the_hashes(
             rows_max in 1_usize..600,
             ops in prop::collection::vec((0_u8..5, 0_u32..3, 0_u64..250), 0..2000),
             grows_at in 0_usize..2000,
+            bijection in 0_u64..2,
+            crowded in any::<bool>(),
         ) {
-            let mut index = Index::reserve(4 * rows_max, 0, MEMORY).unwrap();
-            index.resize(buckets_for(rows_max));
+            let (hash_bits, section) = (3, 5);
+            let mut index = Index::reserve(4 * rows_max, hash_bits, section, MEMORY).unwrap();
+            index.build(buckets_for(rows_max), bijection, &[]);
             let mut map: BTreeMap<(u32, u64), Entry> = BTreeMap::new();
-            for (i, (op, table, key)) in ops.into_iter().enumerate() {
+            for (i, (op, table, number)) in ops.into_iter().enumerate() {
                 if i == grows_at {
                     index.resize(buckets_for(3 * rows_max));
                 }
-                let hash = hash(TableId(table), Key(key));
-                let at = index.find(hash, TableId(table), Key(key));
-                prop_assert_eq!(at.map(|at| index.entry(at)), map.get(&(table, key)).copied());
-                let probe = Probe { hash, key: Key(key), position: 0, table: TableId(table) };
-                let homes = index.find_at_home::<1>(&[probe], 0);
-                match index.home_of(&homes, 0, &probe) {
-                    Home::Here(home) => prop_assert_eq!(Some(home), at),
+                // all of the section; crowded: at the start of its index, unless it is scrambled
+                let low = if crowded { number << 40 } else { mix(number) >> hash_bits };
+                let hash = section << (64 - hash_bits) | low;
+                let (table, key) = (TableId(table), key_of(TableId(table), hash));
+                let at = index.find(hash, table);
+                let known = map.get(&(table.0, key.0)).copied();
+                prop_assert_eq!(at.map(|at| index.entry(at)), known);
+                let probe = Probe { hash, position: 0, table };
+                let mut homes = Homes::<1>::new();
+                index.find_at_home(&[probe], &mut homes);
+                match homes.of(0, &probe) {
+                    Home::Here(home, mark) => {
+                        prop_assert_eq!(Some(home), at);
+                        prop_assert_eq!(mark, index.mark(home));
+                    }
                     Home::Behind => {
                         let bucket = at.map(|at| at.bucket as usize);
-                        prop_assert_ne!(bucket, Some(index.home(hash)));
-                        prop_assert_eq!(index.find_behind(hash, TableId(table), Key(key)), at);
+                        prop_assert_ne!(bucket, Some(index.shape.home(hash)));
+                        prop_assert_eq!(index.find_behind(hash, table), at);
                     }
                     Home::Absent => prop_assert_eq!(at, None),
                 }
+                let slot = |i: usize| i as u32 % index.places();
                 match (op, at) {
                     (0..=1, None) if map.len() < rows_max => {
-                        let row = entry(table, key, i as u32);
-                        let at = index.insert(hash, row);
-                        prop_assert_eq!(index.entry(at), row);
-                        map.insert((table, key), row);
+                        let row = mark(table, slot(i));
+                        index.insert(hash, row);
+                        let entry = index.entry(index.find(hash, table).unwrap());
+                        let Entry { meta, slot, code, .. } = entry;
+                        prop_assert_eq!(Mark { meta, slot, code }, row);
+                        map.insert((table.0, key.0), entry);
                     }
                     (2, Some(at)) => {
                         index.remove(at);
-                        map.remove(&(table, key));
+                        map.remove(&(table.0, key.0));
                     }
                     (3, Some(at)) => {
-                        index.set_slot(at, i as u32 + 5000);
+                        let slot = slot(i + 5000);
+                        index.set_slot(at, slot);
                         index.set_code(at, 77);
-                        let meta = index.entry(at).meta.loading(i % 2 == 0).on_ssd(i % 3 == 0);
+                        let meta = index.mark(at).meta.loading(i % 2 == 0).on_ssd(i % 3 == 0);
                         index.set_meta(at, meta);
-                        map.insert((table, key), index.entry(at));
+                        let entry = Entry { key, meta, slot, code: 77 };
+                        prop_assert_eq!(index.entry(at), entry);
+                        map.insert((table.0, key.0), entry);
                     }
                     _ => {}
                 }
             }
             let found: BTreeMap<(u32, u64), Entry> = (0..index.places())
                 .filter_map(|place| index.nth(place))
-                .map(|(_, row)| ((row.meta.table().0, row.key.0), row))
+                .map(|(at, _)| index.entry(at))
+                .map(|row| ((row.meta.table().0, row.key.0), row))
                 .collect();
             prop_assert_eq!(found, map);
+            check_passed(&index);
+        }
+
+        /// What a flush rests on.
+        #[test]
+        fn a_walk_with_pauses_sees_every_row_that_stays(
+            ops in prop::collection::vec((any::<bool>(), 0_u64..300), 0..1500),
+            stay in 1_u64..100,
+            slice in 1_u32..40,
+            every in 1_usize..50,
+            crowded in any::<bool>(),
+        ) {
+            let mut index = index(300);
+            // crowded: in the last bucket, so that they go on in the first
+            let hash = |i: u64| if crowded { 0xff << 56 | i << 40 } else { mix(i) };
+            (0..300).for_each(|i| index.insert(hash(i), mark(TABLE0, i as u32)));
+            let (mut next, mut seen) = (0, std::collections::BTreeSet::new());
+            let mut ops = ops.into_iter();
+            while next < index.places() {
+                let overtaken = index.overtaken();
+                let end = (next + slice).min(index.places());
+                let walked = (next..end).filter_map(|place| index.nth(place)).map(|row| row.0);
+                seen.extend(walked.chain(overtaken).map(|at| index.hash_at(at)));
+                next = end;
+                index.walk_from(Some(next));
+                for (enters, i) in ops.by_ref().take(every) {
+                    let i = stay + i % (300 - stay);
+                    match index.find(hash(i), TABLE0) {
+                        Some(at) if !enters => index.remove(at),
+                        None if enters => index.insert(hash(i), mark(TABLE0, i as u32)),
+                        _ => {}
+                    }
+                }
+            }
+            seen.extend(index.overtaken().into_iter().map(|at| index.hash_at(at)));
+            for i in 0..stay {
+                prop_assert!(seen.contains(&hash(i)), "row {i} was not seen");
+            }
         }
     }
 
     #[test]
     fn rows_that_share_a_home_are_all_found_and_leave_no_trace() {
-        // the worst that an adversary could do: hundreds of rows with one home bucket
+        // hundreds of rows with one home bucket
         let mut index = index(1000);
-        let home = |index: &Index, key: u64| index.home(hash(TableId(0), Key(key)));
-        let keys: Vec<u64> = (0..).filter(|&key| home(&index, key) == 7).take(300).collect();
-        for (slot, &key) in (0..).zip(&keys) {
-            index.insert(hash(TableId(0), Key(key)), entry(0, key, slot));
+        let hashes: Vec<u64> = (0..300).map(|i| hash_at_home(&index, 7, i)).collect();
+        for (slot, &hash) in (0..).zip(&hashes) {
+            index.insert(hash, mark(TABLE0, slot));
         }
-        for &key in &keys {
-            let at = index.find(hash(TableId(0), Key(key)), TableId(0), Key(key)).unwrap();
-            assert_eq!(index.entry(at).key, Key(key));
+        for (slot, &hash) in (0..).zip(&hashes) {
+            assert_eq!(index.mark(index.find(hash, TABLE0).unwrap()).slot, slot);
         }
-        assert_eq!(index.all()[7].passed, 291);
-        for &key in &keys {
-            index.remove(index.find(hash(TableId(0), Key(key)), TableId(0), Key(key)).unwrap());
+        assert_eq!(index.all()[7].passed(), 295);
+        for &hash in &hashes {
+            index.remove(index.find(hash, TABLE0).unwrap());
         }
-        assert!(index.all().iter().all(|bucket| bucket.passed == 0));
+        assert!(index.all().iter().all(|bucket| bucket.passed() == 0));
+    }
+
+    #[test]
+    fn a_row_that_would_lie_too_far_takes_the_place_of_one_nearer_to_its_home() {
+        let mut index = index(3000);
+        let built = index.builds();
+        let of_last: Vec<u64> = (0..5).map(|i| hash_at_home(&index, REACH - 1, i)).collect();
+        let of_first: Vec<u64> = (0..1273).map(|i| hash_at_home(&index, 0, i)).collect();
+        let all = || of_last.iter().chain(&of_first);
+        for (slot, &hash) in (0..).zip(all()) {
+            index.insert(hash, mark(TABLE0, slot));
+        }
+        assert_eq!(index.builds(), built);
+        for (slot, &hash) in (0..).zip(all()) {
+            assert_eq!(index.mark(index.find(hash, TABLE0).unwrap()).slot, slot);
+        }
+        check_passed(&index);
+        // with 1275 of one home all is full that they reach
+        for i in 1273..1276 {
+            index.insert(hash_at_home(&index, 0, i), mark(TABLE0, i as u32));
+            if index.builds() > built {
+                break;
+            }
+        }
+        assert_eq!((index.builds(), index.shape.bijection), (built + 1, 1));
+        check_passed(&index);
+    }
+
+    #[test]
+    fn rows_that_crowd_under_the_first_bijections_all_find_a_place() {
+        const BIJECTIONS: u64 = 4;
+        for (rows, hash_bits) in [(1660, 0), (3000, 2)] {
+            let mut index = Index::reserve(2 * rows, hash_bits, 0, MEMORY).unwrap();
+            index.resize(buckets_for(rows));
+            let shapes: Vec<Shape> = (0..BIJECTIONS)
+                .map(|bijection| Shape::of(index.buckets(), hash_bits, 0, bijection))
+                .collect();
+            // so few homes that the last would lie beyond their reach
+            let homes = rows / WAYS - REACH;
+            let crowds = |hash: &u64| shapes.iter().all(|shape| shape.home(*hash) < homes);
+            let hashes = (0_u64..).map(|i| mix(i) >> hash_bits).filter(crowds);
+            let hashes: Vec<u64> = hashes.take(rows).collect();
+            for (slot, &hash) in (0..).zip(&hashes) {
+                index.insert(hash, mark(TABLE0, slot));
+            }
+            assert_eq!(index.shape.bijection, BIJECTIONS);
+            for (slot, &hash) in (0..).zip(&hashes) {
+                let at = index.find(hash, TABLE0).expect("a row is found");
+                assert_eq!(index.mark(at).slot, slot);
+                assert_eq!(index.entry(at).key, key_of(TABLE0, hash));
+            }
+            check_passed(&index);
+            // they grow, come and go as any others
+            index.resize(index.buckets() + 1);
+            for &hash in &hashes {
+                index.remove(index.find(hash, TABLE0).expect("a row is found"));
+            }
+            assert!(index.all().iter().all(|bucket| bucket.passed() == 0));
+        }
+    }
+
+    #[test]
+    fn where_every_bucket_is_in_reach_all_places_can_be_taken() {
+        for buckets in [1, 2, 3, 254, 255] {
+            let mut index = Index::reserve(buckets * WAYS, 0, 0, MEMORY).unwrap();
+            index.resize(buckets);
+            let built = index.builds();
+            let hashes: Vec<u64> =
+                (0..index.places()).map(|i| hash_at_home(&index, buckets - 1, i.into())).collect();
+            for (slot, &hash) in (0..).zip(&hashes) {
+                index.insert(hash, mark(TABLE0, slot));
+            }
+            for (slot, &hash) in (0..).zip(&hashes) {
+                assert_eq!(index.mark(index.find(hash, TABLE0).unwrap()).slot, slot);
+            }
+            assert_eq!(index.find(hash_at_home(&index, buckets - 1, 1 << 20), TABLE0), None);
+            assert_eq!(index.builds(), built);
+        }
     }
 
     #[test]
@@ -601,20 +1149,11 @@ mod tests {
     fn rows_that_come_and_go_leave_the_index_as_good_as_new() {
         let rows = 20_000;
         let mut index = index(rows as usize);
-        let enter = |index: &mut Index, key: u64| {
-            index.insert(hash(TableId(0), Key(key)), entry(0, key, key as u32 % 1000));
-        };
-        (0..rows).for_each(|key| enter(&mut index, key));
-        let away = |index: &Index| {
-            let all = (0..index.places()).filter_map(|place| index.nth(place));
-            all.filter(|(at, row)| at.bucket as usize != index.home(hash(TableId(0), row.key)))
-                .count()
-        };
+        (0..rows).for_each(|key| index.insert(hash_of(key), mark(TABLE0, key as u32 % 1000)));
         let fresh = away(&index);
         for key in 0..10 * rows {
-            let (hash, key_out) = (hash(TableId(0), Key(key)), Key(key));
-            index.remove(index.find(hash, TableId(0), key_out).unwrap());
-            enter(&mut index, key + rows);
+            index.remove(index.find(hash_of(key), TABLE0).unwrap());
+            index.insert(hash_of(key + rows), mark(TABLE0, key as u32 % 1000));
         }
         let worn = away(&index);
         assert!(worn < fresh + fresh / 5, "{fresh} rows away from home at first, {worn} later");
@@ -625,17 +1164,11 @@ mod tests {
         for shift in [0, 20, 40] {
             let rows = 20_000;
             let mut index = index(rows);
-            for i in 0..rows as u64 {
-                let key = i << shift;
-                index.insert(hash(TableId(0), Key(key)), entry(0, key, i as u32));
-            }
-            let longest = index.all().iter().map(|bucket| bucket.passed).max().unwrap();
-            assert!(longest < 80, "{longest} rows pass one bucket of nine");
-            let away = (0..rows as u64).filter(|&i| {
-                let (hash, key) = (hash(TableId(0), Key(i << shift)), Key(i << shift));
-                index.find(hash, TableId(0), key).unwrap().bucket as usize != index.home(hash)
-            });
-            let away = away.count();
+            (0..rows as u64)
+                .for_each(|i| index.insert(hash_of(i << shift), mark(TABLE0, i as u32)));
+            let longest = index.passed_max();
+            assert!(longest < 80, "{longest} rows pass one bucket of five");
+            let away = away(&index);
             assert!(away < rows / 4, "{away} of {rows} rows are not at home");
         }
     }

@@ -71,7 +71,7 @@ impl Inner {
             self.bring_down_found(table, &section, hashed)?;
             for &(_, hash, i) in of_section {
                 let out = &mut rows[i * dim..][..dim];
-                let entry = section.find(hash, table.id, keys[i]).map(|at| section.entry(at));
+                let entry = section.find(hash, table.id).map(|at| section.entry(at));
                 if let Some(entry) = entry.filter(|entry| !entry.meta.is_loading()) {
                     let row = section.row(entry.slot);
                     if table.stamped() && table.is_expired(Some(class.arena.stamp(row)), now) {

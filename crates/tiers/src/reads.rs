@@ -214,7 +214,7 @@ impl Intake {
             let class = &missing.table.class;
             let number = class.section_of(missing.hash) as usize;
             let mut section = class.sections[number].lock();
-            let at = section.find(missing.hash, missing.table.id, missing.key);
+            let at = section.find(missing.hash, missing.table.id);
             let at = at.expect("a row on its way in stays");
             if failed {
                 section.forget(at);

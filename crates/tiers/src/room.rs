@@ -307,10 +307,11 @@ impl Inner {
 
     /// Writes every row down that is dirty now, and makes RocksDB write its memtables.
     pub(crate) fn flush(&self) -> crate::Result<()> {
+        let flushing = self.flushing.lock();
         self.note_pushes();
         for class in self.classes_now().iter() {
             for section in 0..class.sections.len() {
-                self.flush_section(class, section)?;
+                self.flush_section(&flushing, class, section)?;
             }
         }
         let written = {
@@ -349,27 +350,36 @@ impl Inner {
         }
     }
 
-    /// A slice of places at a time, so that stages get in between.
-    fn flush_section(&self, class: &Class, number: usize) -> crate::Result<()> {
-        const SLICE: u32 = 4096;
-        let (mut next, mut shape) = (0, None);
+    /// A slice of places at a time, so that stages get in between. `_flushing`: one walks at once.
+    fn flush_section(
+        &self,
+        _flushing: &MutexGuard<'_, ()>,
+        class: &Class,
+        number: usize,
+    ) -> crate::Result<()> {
+        const SLICE: u32 = if cfg!(feature = "shuttle") { 2 } else { 4096 };
+        let (mut next, mut builds) = (0, None);
         loop {
             let mut room = self.room.lock();
             self.ssd.check()?;
-            let end = {
+            let ended = {
                 let mut section = class.sections[number].lock();
-                if *shape.get_or_insert(section.places()) != section.places() {
-                    // all rows have other places: this walk starts anew
-                    (next, shape) = (0, Some(section.places()));
+                if builds.replace(section.builds()) != Some(section.builds()) {
+                    next = 0; // all rows have other places
                 }
                 let end = (next + SLICE).min(section.places());
-                let dirty = dirty_rows(class, &section, next..end);
+                let walked = (next..end).filter_map(|place| section.nth(place)).map(|row| row.0);
+                let mut rows: Vec<At> = walked.collect();
+                rows.extend(section.overtaken());
+                let dirty = dirty_rows(class, &section, rows);
                 self.write_down(&mut room, class, &mut section, &dirty)?;
                 next = end;
-                section.places()
+                let ended = next >= section.places();
+                section.walk_from((!ended).then_some(next));
+                ended
             };
             self.send_down(&mut room);
-            if next >= end {
+            if ended {
                 return Ok(());
             }
         }
@@ -386,7 +396,7 @@ impl Inner {
         for rows in dirty.chunk_by(|a, b| a.0 == b.0) {
             let table = &tables[rows[0].0.0 as usize];
             let _read = table.rows.read(); // a push to this table is whole, or yet to come
-            let slots = rows.iter().map(|&(_, at)| section.entry(at).slot);
+            let slots = rows.iter().map(|&(_, at)| section.mark(at).slot);
             self.bring_down(table, slots.map(|slot| section.row(slot)))?;
             for &(_, at) in rows {
                 let Entry { key, meta, slot, code } = section.entry(at);
@@ -411,13 +421,9 @@ fn leaving_extra(rows: usize, row_bytes: usize) -> usize {
     (rows / share).min(LEAVING_EXTRA_MAX)
 }
 
-/// Dirty rows among these places, by table.
-fn dirty_rows(
-    class: &Class,
-    section: &Section,
-    places: std::ops::Range<u32>,
-) -> Vec<(TableId, At)> {
-    let rows = places.filter_map(|place| section.nth(place));
+/// Those of these rows that are dirty, by table.
+fn dirty_rows(class: &Class, section: &Section, rows: Vec<At>) -> Vec<(TableId, At)> {
+    let rows = rows.into_iter().map(|at| (at, section.mark(at)));
     let dirty = rows.filter(|(_, row)| class.arena.is_dirty(section.row(row.slot)));
     let mut dirty: Vec<(TableId, At)> = dirty.map(|(at, row)| (row.meta.table(), at)).collect();
     dirty.sort_by_key(|row| row.0);

@@ -5,17 +5,21 @@
 use std::io;
 use std::sync::Arc;
 
-use table::{Key, RowLayout, TableId};
+use table::{RowLayout, TableId};
 
 use crate::arena::{Arena, MemoryUse, Row};
 use crate::budget::Budget;
-use crate::index::{self, At, BUCKET_BYTES, Entry, Home, Index, Meta, Probe, buckets_for};
+use crate::index::{
+    self, At, BUCKET_BYTES, Entry, Home, Homes, Index, Mark, Meta, Probe, buckets_for,
+};
 use crate::policy::{Policy, Sweep};
 
 /// Keys that are looked for at home before any that was found is used.
 const PROBE_BLOCK: usize = 32;
+/// Keys between asking for a home bucket and using what was found: more than a block.
+const PROBES_AHEAD: usize = PROBE_BLOCK + 8;
 /// Keys between asking for the buckets behind a home and looking into them.
-const BEHIND_PROBES_AHEAD: usize = 8;
+const BEHIND_PROBES_AHEAD: usize = 12;
 /// Bytes of rows that a section takes from the budget at least, unless a row is longer.
 const CHUNK_BYTES: usize = 4 << 10;
 /// The index grows by one bucket in so many at least.
@@ -62,6 +66,7 @@ pub(crate) struct Section {
 /// Where a section's rows lie in their arena, and which hashes are its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
+    pub(crate) number: u64,
     pub(crate) base: u64, // the number of its first row
     pub(crate) slots_max: u32,
     pub(crate) hash_bits: u32, // the high bits of a hash, which chose the section
@@ -122,7 +127,7 @@ pub(crate) fn bytes_for(row_bytes: usize, slots: u64) -> u64 {
 }
 
 /// Bytes of the host-RAM budget that one cached row takes when the budget is full: the row itself,
-/// four bits, and its share of the index (128 bytes for 8.28 rows).
+/// four bits, and its share of the index (64 bytes for 4.15 rows).
 pub fn host_bytes_per_row(layout: RowLayout) -> u64 {
     let rows = 1 << 20; // so that rounding vanishes
     bytes_for(layout.bytes(), rows).div_ceil(rows)
@@ -141,7 +146,7 @@ impl Section {
         Ok(Self {
             arena,
             place,
-            index: Index::reserve(slots, place.hash_bits, memory)?,
+            index: Index::reserve(slots, place.hash_bits, place.number, memory)?,
             pins: Vec::new(),
             slots: 0,
             touched: 0,
@@ -174,19 +179,39 @@ impl Section {
     }
 
     /// The row at a place, if one is there.
-    pub(crate) fn nth(&self, place: u32) -> Option<(At, Entry)> {
+    pub(crate) fn nth(&self, place: u32) -> Option<(At, Mark)> {
         self.index.nth(place)
+    }
+
+    /// How often all rows got other places.
+    pub(crate) fn builds(&self) -> u64 {
+        self.index.builds()
+    }
+
+    /// From now on it is noted which rows move from the places from `next` on to those before;
+    /// `None` ends it.
+    pub(crate) fn walk_from(&mut self, next: Option<u32>) {
+        self.index.walk_from(next);
+    }
+
+    /// Where those are that did.
+    pub(crate) fn overtaken(&self) -> Vec<At> {
+        self.index.overtaken()
     }
 
     /// Rows that pass one bucket, at most.
     #[cfg(test)]
     #[cfg(not(feature = "shuttle"))]
-    pub(crate) fn passed_max(&self) -> u16 {
+    pub(crate) fn passed_max(&self) -> u32 {
         self.index.passed_max()
     }
 
     pub(crate) fn entry(&self, at: At) -> Entry {
         self.index.entry(at)
+    }
+
+    pub(crate) fn mark(&self, at: At) -> Mark {
+        self.index.mark(at)
     }
 
     pub(crate) fn set_meta(&mut self, at: At, meta: Meta) {
@@ -212,13 +237,19 @@ impl Section {
     ) {
         let next_use = |probe: &Probe| next_uses.map(|uses| uses[probe.position as usize]);
         let mut behind: Vec<&Probe> = Vec::new();
-        self.index.ask_first(probes);
+        probes.iter().take(PROBES_AHEAD).for_each(|probe| self.index.ask_home(probe));
+        let mut homes = Homes::<PROBE_BLOCK>::new();
         for first in (0..probes.len()).step_by(PROBE_BLOCK) {
-            let homes = self.index.find_at_home::<PROBE_BLOCK>(probes, first);
-            for (i, probe) in probes[first..].iter().take(PROBE_BLOCK).enumerate() {
-                match self.index.home_of(&homes, i, probe) {
-                    Home::Here(at) => {
-                        let hit = self.note_hit(probe, at, next_use(probe), now);
+            let block = &probes[first..probes.len().min(first + PROBE_BLOCK)];
+            self.index.find_at_home(block, &mut homes);
+            for (i, probe) in block.iter().enumerate() {
+                // one line is asked for with each row that is used, so that neither waits long
+                if let Some(ahead) = probes.get(first + i + PROBES_AHEAD) {
+                    self.index.ask_home(ahead);
+                }
+                match homes.of(i, probe) {
+                    Home::Here(at, mark) => {
+                        let hit = self.note_hit(probe, at, mark, next_use(probe), now);
                         found(probe, Some(hit));
                     }
                     Home::Behind => behind.push(probe),
@@ -230,8 +261,11 @@ impl Section {
             if let Some(ahead) = behind.get(i + BEHIND_PROBES_AHEAD) {
                 self.index.ask_behind(ahead.hash);
             }
-            let at = self.index.find_behind(probe.hash, probe.table, probe.key);
-            let hit = at.map(|at| self.note_hit(probe, at, next_use(probe), now));
+            let at = self.index.find_behind(probe.hash, probe.table);
+            let hit = at.map(|at| {
+                let mark = self.index.mark(at);
+                self.note_hit(probe, at, mark, next_use(probe), now)
+            });
             found(probe, hit);
         }
     }
@@ -239,8 +273,15 @@ impl Section {
     /// Lets the policy hear of a use. No bit is set here, which would be one more access to memory
     /// for each key: bits are made from the lists when rows are to leave.
     #[inline]
-    fn note_hit(&mut self, probe: &Probe, at: At, next_use: Option<u32>, now: u64) -> Hit {
-        let Entry { meta, slot, code, .. } = self.index.entry(at);
+    fn note_hit(
+        &mut self,
+        probe: &Probe,
+        at: At,
+        mark: Mark,
+        next_use: Option<u32>,
+        now: u64,
+    ) -> Hit {
+        let Mark { meta, slot, code } = mark;
         let new = match next_use {
             Some(next_use) => self.policy.foreseen(now, next_use),
             None => self.policy.hit(probe.hash, code),
@@ -254,8 +295,8 @@ impl Section {
     }
 
     /// Where a row is, if it is here. No use is counted and nothing is pinned.
-    pub(crate) fn find(&self, hash: u64, table: TableId, key: Key) -> Option<At> {
-        self.index.find(hash, table, key)
+    pub(crate) fn find(&self, hash: u64, table: TableId) -> Option<At> {
+        self.index.find(hash, table)
     }
 
     /// Asks for the place in the index that a row would be entered at.
@@ -283,14 +324,14 @@ impl Section {
             (None, Past::Unknown) => self.policy.insert(probe.hash, None),
             (None, Past::Known(history)) => self.policy.insert(probe.hash, history),
         };
-        self.index.insert(probe.hash, Entry { key: probe.key, meta, slot, code });
+        self.index.insert(probe.hash, Mark { meta, slot, code });
         self.rows += 1;
         Hit { slot, row: self.row(slot), loading: meta.is_loading() }
     }
 
     /// Tells the policy what was stored with a row, now that it has been read.
     pub(crate) fn recall(&mut self, at: At, history: u8) {
-        let code = self.policy.recall(self.index.entry(at).code, history);
+        let code = self.policy.recall(self.index.mark(at).code, history);
         self.index.set_code(at, code);
     }
 
@@ -298,13 +339,13 @@ impl Section {
     pub(crate) fn leave(&mut self, row: &Entry) {
         let hash = index::hash(row.meta.table(), row.key);
         self.policy.left(hash, row.code);
-        let at = self.index.find(hash, row.meta.table(), row.key);
+        let at = self.index.find(hash, row.meta.table());
         self.forget(at.expect("a row leaves once"));
     }
 
     /// Forgets a row.
     pub(crate) fn forget(&mut self, at: At) {
-        self.free.push(self.index.entry(at).slot);
+        self.free.push(self.index.mark(at).slot);
         self.index.remove(at);
         self.rows -= 1;
     }
@@ -334,7 +375,8 @@ impl Section {
     /// Every row that nobody holds and that is not on its way in.
     pub(crate) fn unheld(&self) -> impl Iterator<Item = Entry> {
         let rows = (0..self.index.places()).filter_map(|place| self.index.nth(place));
-        rows.map(|(_, row)| row).filter(|row| !row.meta.is_loading() && !self.is_pinned(row.slot))
+        rows.filter(|(_, row)| !row.meta.is_loading() && !self.is_pinned(row.slot))
+            .map(|(at, _)| self.index.entry(at))
     }
 
     /// Finds up to `wanted` rows that may leave: not pinned, not on their way in, and of a table
@@ -374,7 +416,7 @@ impl Section {
                     },
                 };
                 if goes && may(row.meta.table()) {
-                    leaving.push(row);
+                    leaving.push(self.index.entry(at));
                     self.pin(row.slot); // so that it is not taken twice
                 }
             }
@@ -444,13 +486,13 @@ impl Section {
         let wanted = (bytes.div_ceil(row_bytes as u64) as u32).div_ceil(chunk) * chunk;
         let most = (self.vacant() as u32) / chunk * chunk;
         let mut end = self.slots - wanted.min(most).min(self.slots);
-        let behind = |index: &Index, end: u32| -> Vec<(At, Entry)> {
+        let behind = |index: &Index, end: u32| -> Vec<(At, Mark)> {
             let rows = (0..index.places()).filter_map(|place| index.nth(place));
             rows.filter(|(_, row)| row.slot >= end).collect()
         };
         // what can't move stays, and with it all before it
         let mut moving = behind(&self.index, end);
-        let stuck = |row: &Entry| row.meta.is_loading() || self.is_pinned(row.slot);
+        let stuck = |row: &Mark| row.meta.is_loading() || self.is_pinned(row.slot);
         if let Some(last) = moving.iter().filter(|(_, row)| stuck(row)).map(|row| row.1.slot).max()
         {
             end = ((last + 1).div_ceil(chunk) * chunk).min(self.slots);

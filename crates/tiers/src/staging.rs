@@ -295,8 +295,7 @@ impl Inner {
         let Plan { keys: mut own_keys, mut rows, mut statuses } = self.spare.plan();
         own_keys.clear();
         own_keys.extend_from_slice(keys.keys());
-        rows.clear();
-        rows.resize(keys.len(), Row::NONE);
+        rows.resize(keys.len(), Row::NONE); // each is set below
         statuses.clear();
         statuses.resize(keys.len(), RowStatus::Host);
         let mut misses = Vec::new();
@@ -319,6 +318,7 @@ impl Inner {
                 let mut loading = Vec::new();
                 section.probe(probes, keys.next_uses(), now, |probe, hit| {
                     let Some(Hit { slot, row, loading: comes }) = hit else {
+                        rows[probe.position as usize] = Row::NONE;
                         misses.push(Miss { id, probe: *probe });
                         return;
                     };
@@ -422,7 +422,8 @@ impl Inner {
         let statuses = &mut step.step.plan.statuses;
         for of_table in few.chunk_by(|a, b| a.probe.table == b.probe.table) {
             let table = &tables[of_table[0].probe.table.0 as usize];
-            let key_of = |miss: &Miss| miss.probe.key;
+            let keys = &step.step.plan.keys;
+            let key_of = |miss: &Miss| keys[miss.probe.position as usize];
             let mut out = 0;
             let on_the_way = |key| self.down.read(table.id, key, |_| ()).is_some();
             self.ssd.read(
@@ -586,7 +587,7 @@ impl Inner {
                     self.intake.loads.insert((class.number, hit.row), Arc::clone(&load));
                     missing.push(Missing {
                         table: Arc::clone(table),
-                        key: probe.key,
+                        key: keys.keys()[probe.position as usize],
                         hash: probe.hash,
                         row: hit.row,
                         position: probe.position,
@@ -616,7 +617,7 @@ impl Inner {
         keys: &KeyBatch,
         now: u64,
     ) -> Result<(Hit, RowStatus)> {
-        let key = probe.key;
+        let key = keys.keys()[probe.position as usize];
         let next_use = keys.next_uses().map(|uses| uses[probe.position as usize]);
         let (meta, arena) = (Meta::of(table.id), &table.class.arena);
         let clock = self.clock_of(table);
@@ -742,22 +743,22 @@ fn by_class(runs: &[Run]) -> Vec<(Arc<Class>, Vec<&Run>)> {
 /// section's end.
 fn sort_probes(class: &Class, runs: &[&Run], keys: &KeyBatch, into: &mut Probes) {
     let Probes { hashes, sorted, ends } = into;
-    hashes.clear();
-    for run in runs {
-        let hash = |&key: &Key| index::hash(run.table.id, key);
-        hashes.extend(keys.keys()[run.range.clone()].iter().map(hash));
-    }
     ends.clear();
     ends.resize(class.sections.len(), 0);
-    for &hash in &*hashes {
-        ends[class.section_of(hash) as usize] += 1;
+    hashes.clear();
+    for run in runs {
+        hashes.extend(keys.keys()[run.range.clone()].iter().map(|&key| {
+            let hash = index::hash(run.table.id, key);
+            ends[class.section_of(hash) as usize] += 1;
+            hash
+        }));
     }
     let mut start = 0;
     for end in &mut *ends {
         (start, *end) = (start + *end, start);
     }
     if sorted.len() < hashes.len() {
-        let none = Probe { hash: 0, key: Key(0), position: 0, table: TableId(0) };
+        let none = Probe { hash: 0, position: 0, table: TableId(0) };
         sorted.resize(hashes.len(), none);
     }
     let mut hashes = hashes.iter();
@@ -765,8 +766,7 @@ fn sort_probes(class: &Class, runs: &[&Run], keys: &KeyBatch, into: &mut Probes)
         let table = run.table.id;
         for (position, &hash) in run.range.clone().zip(&mut hashes) {
             let at = &mut ends[class.section_of(hash) as usize];
-            let (key, position) = (keys.keys()[position], position as u32);
-            sorted[*at] = Probe { hash, key, position, table };
+            sorted[*at] = Probe { hash, position: position as u32, table };
             *at += 1;
         }
     }

@@ -48,6 +48,8 @@ pub(crate) struct Inner {
     /// a close, so that no update falls between the last flush and the clean mark. First in the
     /// lock order.
     gate: RwLock<Gate>,
+    /// Guards: that one flush walks over the rows at a time. Before the room.
+    pub(crate) flushing: Mutex<()>,
     /// Guards: the right to make room and to bring rows in. Held by one stage at a time while it
     /// works, never while it waits for rows to be released.
     pub(crate) room: Mutex<Room>,
@@ -272,6 +274,7 @@ impl Inner {
         let intake = Arc::new(Intake { ssd: Arc::clone(&ssd), loads: DashMap::new(), stages });
         Ok(Inner {
             gate: RwLock::new(Gate::Open),
+            flushing: Mutex::new(()),
             room: Mutex::new(Room::new()),
             pinning: RwLock::new(()),
             tables: RwLock::new(Arc::from([])),

@@ -51,7 +51,7 @@ impl Inner {
         if self.device.is_none() {
             return Ok(());
         }
-        let found = keys.filter_map(|(hash, key)| section.find(hash, table.id, key));
+        let found = keys.filter_map(|(hash, _)| section.find(hash, table.id));
         let there = found.map(|at| section.entry(at)).filter(|row| !row.meta.is_loading());
         self.bring_down(table, there.map(|row| section.row(row.slot)))
     }

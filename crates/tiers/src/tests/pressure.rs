@@ -120,7 +120,7 @@ fn a_budget_fills_to_its_end_without_building_the_index_again_and_again() {
     assert!(builds < 60, "the index was built {builds} times");
     let status = scratch.store().status();
     let beside = status.host_ram_used_bytes as f64 / status.tables[0].host.rows as f64 - 64.0;
-    let index = 128.0 / 9.0 * f64::from(section()) / status.tables[0].host.rows as f64;
+    let index = 64.0 / 5.0 * f64::from(section()) / status.tables[0].host.rows as f64;
     assert!(beside < 17.0, "{beside} bytes a row beside the row, {index} of them the index");
 }
 

@@ -15,7 +15,7 @@
 //! | another dimension re-initialises without a word | `persistence::a_table_is_never_redefined` |
 //! | a size that always says 0 | `pressure::counts_are_exact_through_evictions` |
 
-use table::{Key, KeyBatch, Optimizer};
+use table::{Key, KeyBatch, Optimizer, TableId};
 use testkit::{RowStore, adversarial_key};
 
 use super::{HUGE, Scratch, TINY, batch, spec, step};
@@ -43,10 +43,15 @@ fn whatever_the_keys_all_that_fits_is_a_hit() {
         |i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         |i| adversarial_key(i).0,
     ];
-    for pattern in patterns {
+    let of_patterns = patterns.map(|pattern| (0..50_000).map(|i| Key(pattern(i))).collect());
+    // whose homes lie close together under the first bijections, in an index of any size
+    let crowds = [1, 3].map(|bijections| {
+        crate::index::crowding_keys(TableId(0), bijections).take(50_000).collect()
+    });
+    let sets: Vec<Vec<Key>> = of_patterns.into_iter().chain(crowds).collect();
+    for mut keys in sets {
         let scratch = Scratch::new(HUGE);
         let table = scratch.create_table(&spec("t", 4, Optimizer::Sgd)).unwrap();
-        let mut keys: Vec<Key> = (0..50_000).map(|i| Key(pattern(i))).collect();
         keys.sort_unstable();
         keys.dedup();
         let mut batch = KeyBatch::new();
