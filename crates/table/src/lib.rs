@@ -1,8 +1,10 @@
-//! The words that every other crate speaks: tables, keys, rows, batches of keys, limits, counters.
+//! The words that every other crate speaks: tables, keys, rows, batches of keys, limits, counters,
+//! places on a device.
 //!
 //! It does not store a row, read a file or send a message.
 
 mod batch;
+mod device;
 mod error;
 mod id;
 mod initializer;
@@ -13,6 +15,7 @@ mod status;
 pub mod units;
 
 pub use batch::{KeyBatch, KeyRun};
+pub use device::{DeviceId, DevicePlaces, DeviceSlot, DeviceSlots};
 pub use error::{Error, Result};
 pub use id::{Key, Step, TableId};
 pub use initializer::Initializer;

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use table::{KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec};
+use table::{
+    DeviceId, DevicePlaces, KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec,
+};
 
-use crate::Result;
+use crate::{Code, Error, Result};
 
 /// One worker's conversation with a parameter server.
 ///
@@ -82,6 +84,42 @@ pub trait Session: Send + Sync {
 
     /// Rows, bytes and counters of every table and tier.
     fn status(&self) -> Result<StoreStatus>;
+
+    /// The device that the session's rows are on, as far as they find room there; none where they
+    /// are in host RAM alone, or where rows can't be handed over on a device. Known since the
+    /// session opened; costs nothing.
+    fn device(&self) -> Option<DeviceId> {
+        None
+    }
+
+    /// Says where the worker's slots lie on [`Self::device`]: once after opening, and again when
+    /// they moved. No step may be pulled there and neither pushed nor released. What was said
+    /// before is forgotten, and not used after this returns but by work that is under way.
+    fn share_device(&self, _places: &DevicePlaces) -> Result<()> {
+        Err(no_device())
+    }
+
+    /// As [`Self::pull`], into the rows of a slot that was shared. It returns when the work is
+    /// ordered, not when it is done: rows are there behind the slot's `session_done`.
+    fn pull_on_device(&self, _step: Step, _slot: u32) -> Result<Pulled> {
+        Err(no_device())
+    }
+
+    /// As [`Self::push`], of the gradients in a slot that was shared, which are there behind the
+    /// slot's `worker_done`. It returns when the work is ordered.
+    ///
+    /// A push with a gradient that is not finite changes no row here too. Whether one was is seen
+    /// when the device has done with it, and told by the first `pull_on_device`, `push_on_device`
+    /// or `settle` from then on; `settle` waits for all of them. The step is forgotten at once, all
+    /// the same.
+    fn push_on_device(&self, _step: Step, _slot: u32, _learning_rate: f32) -> Result<()> {
+        Err(no_device())
+    }
+}
+
+fn no_device() -> Error {
+    let message = "this session has no rows on a device: pull and push through the host";
+    Error::new(Code::InvalidArgument, message)
 }
 
 /// What a pull tells besides the rows.
