@@ -34,7 +34,9 @@ pub mod products {
 }
 
 pub use architecture::{Architecture, Interaction, Loss, parse_widths};
-pub use device::{DeviceModel, DeviceOptions, ResidentBatch, ResidentInput, ResidentTable};
+pub use device::{
+    DeviceModel, DeviceOptions, NextPlace, ResidentBatch, ResidentInput, ResidentTable,
+};
 pub use error::{Error, Result};
 pub use learning_rate::LearningRate;
 pub use model::{Model, TRACE_TARGET};

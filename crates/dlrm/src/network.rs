@@ -5,9 +5,10 @@ use std::str::FromStr;
 
 use gpu::Device;
 pub use gpu::Precision;
+use table::DevicePlaces;
 
 use crate::step::{PredictInput, PulledInput, StepInput};
-use crate::{Architecture, DeviceModel, DeviceOptions, Error, Model, Result};
+use crate::{Architecture, DeviceModel, DeviceOptions, Error, Model, NextPlace, Result};
 
 /// Where a model is to be computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -161,6 +162,44 @@ impl Network {
                 model.forward_backward(&input, row_gradients)
             }
             Computed::Device(model) => model.forward_backward(input, row_gradients),
+        }
+    }
+
+    /// As [`DeviceModel::places`]; none on the CPU.
+    pub fn places(&mut self) -> Option<DevicePlaces> {
+        match &mut self.model {
+            Computed::Host(_) => None,
+            Computed::Device(model) => Some(model.places()),
+        }
+    }
+
+    /// As [`DeviceModel::next_place`], of a model on a device, or it panics.
+    pub fn next_place(&mut self, rows: usize, terms: usize) -> Result<NextPlace> {
+        self.on_device().next_place(rows, terms)
+    }
+
+    /// As [`DeviceModel::forward_backward_there`], of a model on a device, or it panics.
+    pub fn forward_backward_there(
+        &mut self,
+        input: &PulledInput<'_>,
+        slot: u32,
+        rows: usize,
+    ) -> Result<()> {
+        self.on_device().forward_backward_there(input, slot, rows)
+    }
+
+    /// As [`DeviceModel::take_loss`]; none on the CPU.
+    pub fn take_loss(&mut self) -> Result<Option<f32>> {
+        match &mut self.model {
+            Computed::Host(_) => Ok(None),
+            Computed::Device(model) => model.take_loss(),
+        }
+    }
+
+    fn on_device(&mut self) -> &mut DeviceModel {
+        match &mut self.model {
+            Computed::Host(_) => panic!("a model on the CPU has no places on a device"),
+            Computed::Device(model) => model,
         }
     }
 

@@ -1,6 +1,6 @@
 // Rows by their addresses: gather, update, and the sum of a row's gradients. A row lies wherever
 // its address says, in device memory or in pinned host memory; address 0 is a row that there is
-// not, and is left out. One launch serves all tables of one width and one rule.
+// not, and is left out. An update is told whether a gradient is not finite. One launch serves all tables of one width and one rule.
 //
 // Every operation is written as one correctly rounded instruction, and none is contracted, so that
 // the bits are those of the host's rules (crates/optim). Compiled at run time by NVRTC, and for the
@@ -60,6 +60,23 @@ extern "C" __global__ void gather_rows(
     gather<float>(addresses, out, dim, n);
 }
 
+// *first = the place of the first float that is not finite, if that is before what stood there.
+extern "C" __global__ void find_not_finite(
+    const float* __restrict__ floats, u64 n, u64* __restrict__ first) {
+    const u64 stride = threads_of_grid();
+    for (u64 at = thread_of_grid(); at < n; at += stride) {
+        if ((__float_as_uint(floats[at]) & 0x7f800000u) == 0x7f800000u) atomicMin(first, at);
+    }
+}
+
+// What find_not_finite leaves where all are finite.
+#define ALL_FINITE (~0ull)
+
+// Whether the gradients of an update are refused: it then changes nothing. `first` may be null.
+__device__ __forceinline__ bool refused(const u64* first) {
+    return first != nullptr && *first != ALL_FINITE;
+}
+
 // gradients[u] = the sum of upstream[places[p]] over p in starts[u]..starts[u + 1], in that order.
 // upstream: [rows of upstream, dim]; places: [starts[n]]; gradients: [n, dim]
 extern "C" __global__ void sum_gradients(
@@ -79,7 +96,8 @@ extern "C" __global__ void sum_gradients(
 // w -= lr g. gradients: [n, dim]
 extern "C" __global__ void update_sgd(
     const u64* __restrict__ addresses, const float* __restrict__ gradients, u32 dim, u64 n,
-    float rate) {
+    float rate, const u64* __restrict__ first_refused) {
+    if (refused(first_refused)) return;
     const u64 total = n * dim, stride = threads_of_grid();
     for (u64 at = thread_of_grid(); at < total; at += stride) {
         float* row = reinterpret_cast<float*>(addresses[at / dim]);
@@ -92,7 +110,9 @@ extern "C" __global__ void update_sgd(
 // acc += g^2; w -= lr g / (sqrt(acc) + eps). states: the accumulators' addresses, [dim] each
 extern "C" __global__ void update_adagrad(
     const u64* __restrict__ addresses, const u64* __restrict__ states,
-    const float* __restrict__ gradients, u32 dim, u64 n, float rate, float eps) {
+    const float* __restrict__ gradients, u32 dim, u64 n, float rate, float eps,
+    const u64* __restrict__ first_refused) {
+    if (refused(first_refused)) return;
     const u64 total = n * dim, stride = threads_of_grid();
     for (u64 at = thread_of_grid(); at < total; at += stride) {
         float* row = reinterpret_cast<float*>(addresses[at / dim]);
@@ -111,7 +131,9 @@ extern "C" __global__ void update_adagrad(
 // The block is a multiple of 32 threads, for all lanes of a warp meet at the sum.
 extern "C" __global__ void update_rowwise_adagrad(
     const u64* __restrict__ addresses, const u64* __restrict__ states,
-    const float* __restrict__ gradients, u32 dim, u64 n, float rate, float eps) {
+    const float* __restrict__ gradients, u32 dim, u64 n, float rate, float eps,
+    const u64* __restrict__ first_refused) {
+    if (refused(first_refused)) return;
     const u32 lane = threadIdx.x % LANES;
     const u64 groups = threads_of_grid() / LANES, group = thread_of_grid() / LANES;
     // every lane goes round as often as the first of its warp, with or without a row
@@ -161,7 +183,8 @@ __device__ __forceinline__ double power(double base, u32 exponent) {
 extern "C" __global__ void update_adam(
     const u64* __restrict__ addresses, const u64* __restrict__ states,
     const float* __restrict__ gradients, u32 dim, u64 n, float rate, float beta1, float beta2,
-    float eps) {
+    float eps, const u64* __restrict__ first_refused) {
+    if (refused(first_refused)) return;
     const u32 lane = threadIdx.x % LANES;
     const u64 groups = threads_of_grid() / LANES, group = thread_of_grid() / LANES;
     const u64 first = group - group % (32 / LANES);

@@ -246,6 +246,13 @@ T atomicAdd(T* place, T value) {
     return before;
 }
 
+template <typename T>
+T atomicMin(T* place, T value) {
+    const T before = *place;
+    if (value < before) *place = value;
+    return before;
+}
+
 // Built with -ffp-contract=off, each is one correctly rounded operation.
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }

@@ -206,6 +206,9 @@ int cuDeviceGetName(char* name, int bytes, int) {
     std::snprintf(name, (size_t)bytes, "a pretended device");
     return SUCCESS;
 }
+int cuDeviceGetUuid_v2(void* uuid, int) {
+    return std::memcpy(uuid, "pretended device", 16), SUCCESS;
+}
 int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = MEMORY_BYTES, SUCCESS; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {

@@ -65,6 +65,7 @@ constexpr size_t arity(void (*)(A...)) {
 #define ALL_KERNELS(DO) \
     DO(gather_rows_by_four) \
     DO(gather_rows) \
+    DO(find_not_finite) \
     DO(sum_gradients) \
     DO(update_sgd) \
     DO(update_adagrad) \

@@ -174,6 +174,12 @@ int cuEventSynchronize(void* handle) {
     const pretended::Event& event = *pretended::all.event("cuEventSynchronize", handle);
     return event.stream ? pretended::all.run_until(*event.stream, event.position) : 0;
 }
+int cuEventQuery(void* handle) {
+    const pretended::Guard guard(pretended::all.lock);
+    const pretended::Event& event = *pretended::all.event("cuEventQuery", handle);
+    if (pretended::all.failed) return pretended::LAUNCH_FAILED;
+    return !event.stream || event.stream->done >= event.position ? 0 : 600; // nobody's wait
+}
 int cuEventElapsedTime_v2(float* ms, void* start, void* end) {
     const pretended::Guard guard(pretended::all.lock);
     const pretended::Event& from = *pretended::all.event("cuEventElapsedTime", start);

@@ -58,7 +58,7 @@ impl Device {
         self.context.enter()?;
         let flags = sys::CUevent_flags::CU_EVENT_DEFAULT; // with times
         let raw = said("cuEventCreate", result::event::create(flags))?;
-        Ok(Event { context: Arc::clone(&self.context), raw })
+        Ok(Event { context: Arc::clone(&self.context), raw, lent: false })
     }
 }
 
@@ -146,6 +146,7 @@ impl Drop for Stream {
 pub struct Event {
     context: Arc<Context>,
     raw: sys::CUevent,
+    lent: bool, // somebody else destroys it
 }
 
 // SAFETY: the driver's event handles may be used from any thread.
@@ -154,6 +155,31 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
+    /// An event that somebody else in this process has, by its [`Self::word`].
+    ///
+    /// # Safety
+    /// The event stands, on this device, for as long as the value is used.
+    pub unsafe fn lent(device: &Device, word: u64) -> Self {
+        let raw = std::ptr::with_exposed_provenance_mut(word as usize);
+        Self { context: Arc::clone(&device.context), raw, lent: true }
+    }
+
+    /// Its handle, for [`Self::lent`].
+    pub fn word(&self) -> u64 {
+        self.raw.expose_provenance() as u64
+    }
+
+    /// Whether it has happened, as it was recorded last; waits for nothing. One that was never
+    /// recorded has.
+    pub fn has_happened(&self) -> Result<bool> {
+        self.context.enter()?;
+        // SAFETY: the event lives until `drop`.
+        match unsafe { result::event::query(self.raw) } {
+            Err(error) if error.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            answer => said("cuEventQuery", answer).map(|()| true),
+        }
+    }
+
     /// Waits until it has happened.
     pub fn finish(&self) -> Result<()> {
         self.context.enter()?;
@@ -172,7 +198,7 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if !self.lent && self.context.enter().is_ok() {
             // SAFETY: made by `Device::event`, destroyed here alone.
             let _ = unsafe { result::event::destroy(self.raw) };
         }

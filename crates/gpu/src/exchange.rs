@@ -91,7 +91,7 @@ impl Launch {
 #[derive(Debug)]
 pub struct Exchange {
     kernels: Arc<Kernels>,
-    stream: Stream,
+    stream: Arc<Stream>,
     addresses: List<u64>,
     states: List<u64>,
     floats: List<f32>,
@@ -105,7 +105,7 @@ impl Exchange {
     pub fn new(device: &Device, kernels: Arc<Kernels>) -> Result<Self> {
         Ok(Self {
             kernels,
-            stream: device.stream()?,
+            stream: Arc::new(device.stream()?),
             addresses: List::new(device, LAUNCH_ROWS)?,
             states: List::new(device, LAUNCH_ROWS)?,
             floats: List::new(device, LAUNCH_FLOATS)?,
@@ -113,6 +113,11 @@ impl Exchange {
             updates: List::new(device, LAUNCH_RUNS)?,
             failed: None,
         })
+    }
+
+    /// The stream that it works in.
+    pub fn stream(&self) -> &Arc<Stream> {
+        &self.stream
     }
 
     /// `out[i]` is the row of so many floats at `addresses[i]`; what stands at address 0 is not

@@ -20,6 +20,7 @@ pub const ROWS: Source = Source {
     kernels: &[
         "gather_rows_by_four",
         "gather_rows",
+        "find_not_finite",
         "sum_gradients",
         "update_sgd",
         "update_adagrad",

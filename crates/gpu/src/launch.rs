@@ -188,7 +188,7 @@ impl Kernels {
     /// `out[i]` is row i, for each row that there is. out: [n, floats]
     pub fn gather(&self, stream: &Stream, rows: &Rows, out: &Buffer) -> Result<()> {
         length("gathered rows", out, rows.bytes())?;
-        let by_four = rows.floats.is_multiple_of(4);
+        let by_four = rows.floats.is_multiple_of(4) && out.address().is_multiple_of(16);
         let kernel = if by_four { "gather_rows_by_four" } else { "gather_rows" };
         let parts = u64::from(if by_four { rows.floats / 4 } else { rows.floats });
         let values = [
@@ -212,7 +212,26 @@ impl Kernels {
         gradients: &Buffer,
         rate: f32,
     ) -> Result<()> {
+        self.update_unless(stream, optimizer, rows, states, gradients, rate, None)
+    }
+
+    /// The same, unless `first` holds the place of a gradient that is not finite, as
+    /// [`Self::find_not_finite`] leaves it; then nothing changes.
+    #[allow(clippy::too_many_arguments)] // the kernel's
+    pub fn update_unless(
+        &self,
+        stream: &Stream,
+        optimizer: &Optimizer,
+        rows: &Rows,
+        states: Option<&Rows>,
+        gradients: &Buffer,
+        rate: f32,
+        first: Option<&Buffer>, // [1] u64
+    ) -> Result<()> {
         length("gradients", gradients, rows.bytes())?;
+        if let Some(first) = first {
+            length("place of what is not finite", first, 8)?;
+        }
         let state_floats = optimizer.state_floats(rows.floats as usize) as u64;
         let expected = rows.n * state_floats * FLOAT_BYTES;
         let found = states.map_or(0, |states| states.bytes());
@@ -245,8 +264,20 @@ impl Kernels {
                 ("update_adam", rows.n * 8)
             }
         };
+        values.push(Value::U64(first.map_or(0, Buffer::address)));
         // SAFETY: the signature's values; lists were checked as they were made, lengths above.
         unsafe { self.rows.launch(stream, kernel, self.threads(elements), &values) }
+    }
+
+    /// Sets `first` to the place of the first float that is not finite; to `u64::MAX` where all are.
+    /// first: [1] u64
+    pub fn find_not_finite(&self, stream: &Stream, floats: &Buffer, first: &Buffer) -> Result<()> {
+        length("place of what is not finite", first, 8)?;
+        first.fill(stream, 0xff)?;
+        let n = floats.bytes() / FLOAT_BYTES;
+        let values = [Value::U64(floats.address()), Value::U64(n), Value::U64(first.address())];
+        // SAFETY: the signature's values, lengths by the buffers' own.
+        unsafe { self.rows.launch(stream, "find_not_finite", self.threads(n), &values) }
     }
 
     /// Sums of rows into vectors 1 on of each sample. out: [samples, 1 + features, floats]

@@ -22,6 +22,10 @@ pub(crate) struct List<T> {
 // SAFETY: the memory is the list's own, and its values may be sent.
 unsafe impl<T: Send> Send for List<T> {}
 
+// SAFETY: what a shared list gives is its address and, by the caller's promise, values that nobody
+// writes meanwhile.
+unsafe impl<T: Sync> Sync for List<T> {}
+
 impl<T: Pod> List<T> {
     /// A list of so many zeros.
     pub(crate) fn new(device: &Device, length: usize) -> Result<Self> {
@@ -40,6 +44,17 @@ impl<T: Pod> List<T> {
     /// The first so many values, as a buffer.
     pub(crate) fn first(&self, values: usize) -> Result<Buffer> {
         self.buffer.part(0, (values * size_of::<T>()) as u64)
+    }
+
+    /// One of the values.
+    ///
+    /// # Safety
+    /// No work of the device that writes the list is under way.
+    pub(crate) unsafe fn value(&self, at: usize) -> T {
+        assert!(at < self.length, "value {at} of a list of {}", self.length);
+        // SAFETY: it lies within the list (checked), any bits are a `T`, and by the caller's
+        // promise nobody writes it.
+        unsafe { self.host.add(at).read() }
     }
 
     /// The values.

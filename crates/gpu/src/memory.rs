@@ -107,6 +107,20 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// Memory of the device that somebody else in this process holds.
+    ///
+    /// # Safety
+    /// The address leads to so many bytes of the device's memory for as long as the buffer, a copy
+    /// or a part of it, or work that was ordered with one is there.
+    pub unsafe fn lent(device: &Device, address: u64, bytes: u64) -> Self {
+        let context = Arc::clone(&device.context);
+        Self {
+            block: Arc::new(Block { context, kind: Kind::Lent, address, bytes }),
+            offset: 0,
+            bytes,
+        }
+    }
+
     /// Where it begins, for the device.
     pub fn address(&self) -> u64 {
         self.block.address + self.offset
@@ -134,7 +148,7 @@ impl Buffer {
         self.check(offset, bytes.len() as u64)?;
         self.block.context.settle()?;
         match self.block.kind {
-            Kind::Device => {
+            Kind::Device | Kind::Lent => {
                 let at = self.address() + offset;
                 // SAFETY: the bytes lie within the block, which `self` keeps.
                 said("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(at, bytes) })
@@ -155,7 +169,7 @@ impl Buffer {
         self.check(offset, bytes.len() as u64)?;
         self.block.context.settle()?;
         match self.block.kind {
-            Kind::Device => {
+            Kind::Device | Kind::Lent => {
                 let at = self.address() + offset;
                 // SAFETY: the bytes lie within the block, which `self` keeps.
                 said("cuMemcpyDtoH", unsafe { result::memcpy_dtoh_sync(bytes, at) })
@@ -196,7 +210,7 @@ impl Buffer {
         match self.block.kind {
             // SAFETY: the buffer lies within the block.
             Kind::Pinned { host } => Some(unsafe { host.add(self.offset as usize) }),
-            Kind::Device => None,
+            Kind::Device | Kind::Lent => None,
         }
     }
 
@@ -215,7 +229,11 @@ impl Buffer {
 #[derive(Debug)]
 enum Kind {
     Device,
-    Pinned { host: *mut u8 },
+    Pinned {
+        host: *mut u8,
+    },
+    /// The device's, held by somebody else.
+    Lent,
 }
 
 /// What was taken from the driver in one piece, given back when no buffer is left.
@@ -235,6 +253,9 @@ unsafe impl Sync for Block {}
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if let Kind::Lent = self.kind {
+            return;
+        }
         // work that is under way may use it
         if self.context.settle().is_err() {
             return; // a failed context frees all it has when it goes
@@ -244,6 +265,7 @@ impl Drop for Block {
             match self.kind {
                 Kind::Device => result::free_sync(self.address),
                 Kind::Pinned { host } => result::free_host(host.cast()),
+                Kind::Lent => Ok(()),
             }
         };
     }

@@ -3,6 +3,8 @@
 
 use cudarc::driver::{result, sys};
 
+use table::DeviceId;
+
 use crate::NoDevice;
 
 /// What is known of a device before it is used.
@@ -10,6 +12,8 @@ use crate::NoDevice;
 pub struct Description {
     /// Its number among the devices that this process sees, from 0.
     pub ordinal: u32,
+    /// Its name among all devices of the machine, in every process.
+    pub id: DeviceId,
     /// The name that its maker gave it.
     pub name: String,
     /// Its whole memory.
@@ -68,6 +72,7 @@ fn describe(ordinal: i32) -> Result<Description, NoDevice> {
     use sys::CUdevice_attribute as Attribute;
     let device = said("cuDeviceGet", result::device::get(ordinal))?;
     let name = said("cuDeviceGetName", result::device::get_name(device))?;
+    let uuid = said("cuDeviceGetUuid", result::device::get_uuid(device))?;
     // SAFETY: `device` comes from `cuDeviceGet` just above.
     let memory_bytes = said("cuDeviceTotalMem", unsafe { result::device::total_mem(device) })?;
     let attribute = |attribute| {
@@ -79,6 +84,7 @@ fn describe(ordinal: i32) -> Result<Description, NoDevice> {
     let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
     Ok(Description {
         ordinal: ordinal.unsigned_abs(),
+        id: DeviceId(uuid.bytes.map(|byte| byte as u8)),
         name,
         memory_bytes: memory_bytes as u64,
         compute_capability: ComputeCapability {

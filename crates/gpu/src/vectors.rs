@@ -99,6 +99,7 @@ pub fn cases() -> Vec<Case> {
         if dim.is_multiple_of(4) {
             cases.push(shape.gather("gather_rows_by_four", 4));
         }
+        cases.push(shape.not_finite());
         cases.push(shape.sum());
         for optimizer in [
             Optimizer::Sgd,
@@ -228,6 +229,29 @@ impl Shape {
         )
     }
 
+    /// Every second shape has some that are not, the first of them in the middle.
+    fn not_finite(self) -> Case {
+        let Self { dim, n, blocks_max, seed } = self;
+        let mut floats = self.floats(5, n * dim);
+        let mut first = u64::MAX;
+        if seed.is_multiple_of(2) && !floats.is_empty() {
+            let at = floats.len() / 2;
+            let last = floats.len() - 1;
+            floats[last] = f32::INFINITY;
+            floats[at] = if seed == 0 { f32::NEG_INFINITY } else { f32::NAN };
+            first = at as u64;
+        }
+        self.case(
+            "find_not_finite",
+            grid((n * dim) as u64, blocks_max),
+            vec![
+                buffer(&floats, &floats),
+                Argument::U64((n * dim) as u64),
+                buffer(&[u64::MAX], &[first]),
+            ],
+        )
+    }
+
     fn sum(self) -> Case {
         let Self { dim, n, blocks_max, .. } = self;
         let upstream_rows = 2 * n + 3;
@@ -279,7 +303,14 @@ impl Shape {
         let gradients = self.floats(4, n * dim);
         let (mut weights_after, mut states_after) = (weights.clone(), states.clone());
         let rule = optim::Rule::new(&optimizer, dim, rate);
-        for (i, slot) in rows.iter().enumerate().filter_map(|(i, slot)| Some((i, (*slot)?))) {
+        // whether the gradients are refused: not asked, all finite, or one is not
+        let (first, rows_updated) = match self.seed {
+            4 => (buffer(&[5_u64], &[5]), vec![]),
+            seed if seed % 2 == 1 => (buffer(&[u64::MAX], &[u64::MAX]), rows.clone()),
+            _ => (Argument::U64(0), rows.clone()),
+        };
+        let updated = rows_updated.iter().enumerate();
+        for (i, slot) in updated.filter_map(|(i, slot)| Some((i, (*slot)?))) {
             rule.apply(
                 &mut weights_after[slot * dim..][..dim],
                 &mut states_after[slot * state_floats..][..state_floats],
@@ -305,6 +336,7 @@ impl Shape {
         };
         arguments.extend(sizes);
         arguments.extend(rest.into_iter().map(Argument::F32));
+        arguments.push(first);
         self.case(kernel, grid(elements as u64, blocks_max), arguments)
     }
 

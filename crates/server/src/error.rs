@@ -107,6 +107,7 @@ pub(crate) fn session_error(error: &tiers::Error) -> wire::Error {
     let code = match error {
         tiers::Error::Config { .. }
         | tiers::Error::Table(_)
+        | tiers::Error::OtherDevice { .. }
         | tiers::Error::InvalidArgument { .. } => Code::InvalidArgument,
         tiers::Error::UnknownTable { .. } => Code::NotFound,
         tiers::Error::AlreadyExists { .. } => Code::AlreadyExists,

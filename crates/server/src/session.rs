@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use parking_lot::{Condvar, Mutex};
-use table::{KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec};
-use tiers::{Staged, Staging};
+use table::{
+    DeviceId, DevicePlaces, KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec,
+};
+use tiers::{Places, Staged, Staging};
 use wire::{Code, Error, Pulled, Result, Session};
 
 use crate::engine::Engine;
@@ -27,6 +29,7 @@ pub struct EngineSession {
     steps: Arc<Steps>,
     stages: Sender<(Step, KeyBatch)>, // as long as steps may be staged: sending never waits
     stagers: Mutex<Option<[JoinHandle<()>; 2]>>, // taken by the end of the session
+    places: Mutex<Option<Arc<Places>>>, // the worker's, on the device; held for moments
     number: u64,
 }
 
@@ -73,7 +76,7 @@ impl EngineSession {
             begin_all(engine, steps, &queue, &begun);
         })?;
         let stagers = Mutex::new(Some([stager, waiter]));
-        Ok(Self { engine, steps, stages, stagers, number })
+        Ok(Self { engine, steps, stages, stagers, places: Mutex::new(None), number })
     }
 
     /// The session's number, for logs.
@@ -89,6 +92,10 @@ impl EngineSession {
             std::mem::take(&mut known.steps)
         };
         drop(released); // unpins, which may let the stage under way go on
+        if let Some(places) = self.places.lock().take() {
+            // what is under way is waited for; nobody is left to be told how it went
+            let _ = self.told(self.engine.store().settle_on_device(&places));
+        }
         self.steps.changed.notify_all();
         let Some(stagers) = self.stagers.lock().take() else { return };
         // a step below all others that is not known: it only wakes the thread
@@ -138,6 +145,11 @@ impl EngineSession {
             waiting_since.get_or_insert_with(Instant::now);
             self.steps.changed.wait(&mut known);
         }
+    }
+
+    fn shared_places(&self) -> Result<Arc<Places>> {
+        let missing = || Error::new(Code::InvalidArgument, "no places on the device were shared");
+        self.places.lock().clone().ok_or_else(missing)
     }
 
     fn check_keys(&self, keys: &KeyBatch) -> Result<()> {
@@ -221,7 +233,9 @@ impl Session for EngineSession {
     }
 
     fn settle(&self) -> Result<()> {
-        Ok(()) // a push is done when it returns
+        // a push through the host is done when it returns
+        let places = self.places.lock().clone();
+        places.map_or(Ok(()), |places| self.told(self.engine.store().settle_on_device(&places)))
     }
 
     fn lookup(&self, keys: &KeyBatch, rows: &mut [f32], statuses: &mut [RowStatus]) -> Result<()> {
@@ -236,6 +250,32 @@ impl Session for EngineSession {
 
     fn status(&self) -> Result<StoreStatus> {
         Ok(self.engine.status())
+    }
+
+    fn device(&self) -> Option<DeviceId> {
+        self.engine.store().device()
+    }
+
+    fn share_device(&self, places: &DevicePlaces) -> Result<()> {
+        let lent = self.told(self.engine.store().lend_places(places))?;
+        let before = self.places.lock().replace(Arc::new(lent));
+        before.map_or(Ok(()), |places| self.told(self.engine.store().settle_on_device(&places)))
+    }
+
+    fn pull_on_device(&self, step: Step, slot: u32) -> Result<Pulled> {
+        let places = self.shared_places()?;
+        let (staged, stalled) = self.staged_for_pull(step)?;
+        self.told(self.engine.store().pull_on_device(&staged, &places, slot))?;
+        Ok(Pulled { stalled })
+    }
+
+    fn push_on_device(&self, step: Step, slot: u32, learning_rate: f32) -> Result<()> {
+        let places = self.shared_places()?;
+        let (staged, _) = self.staged(step)?;
+        let store = self.engine.store();
+        self.told(store.push_on_device(&staged, &places, slot, learning_rate))?;
+        self.steps.known.lock().steps.remove(&step);
+        Ok(())
     }
 }
 

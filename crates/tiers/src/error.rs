@@ -127,6 +127,14 @@ pub enum Error {
     /// Or nothing that makes code for it.
     #[error("no code for the device: {0}")]
     NoDeviceCode(gpu::NoCode),
+    /// A worker's places are on another device than the rows.
+    #[error("the worker's places are on {found}, the rows on {}", rows_on(*.expected))]
+    OtherDevice {
+        /// The places' device.
+        found: table::DeviceId,
+        /// The rows'; none where they are in host RAM alone.
+        expected: Option<table::DeviceId>,
+    },
     /// The device refused a call.
     #[error("device memory: {0}")]
     Device(#[from] gpu::Error),
@@ -214,4 +222,8 @@ impl Error {
         }
         Error::CorruptMeta { record: "read of rows".to_owned(), reason: self.to_string() }
     }
+}
+
+fn rows_on(device: Option<table::DeviceId>) -> String {
+    device.map_or("no device".to_owned(), |device| device.to_string())
 }

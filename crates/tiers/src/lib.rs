@@ -45,6 +45,7 @@ mod tally;
 mod tests;
 
 pub use config::{Durability, StoreConfig, TableShare};
+pub use device::Places;
 pub use error::{Error, Result};
 #[doc(hidden)] // decoders, for the fuzzer
 pub use meta::{decode_any, record_seeds};

@@ -105,6 +105,12 @@ impl Live {
         }
     }
 
+    /// Wakes who waits for rows, because some will be released that they can wait for themselves.
+    pub(crate) fn announce(&self) {
+        *self.releases.lock() += 1;
+        self.released.notify_all();
+    }
+
     /// Rows that steps hold; one that two steps hold counts twice.
     pub(crate) fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)

@@ -67,6 +67,7 @@ impl Inner {
         for of_section in probes.chunk_by(|a, b| a.0 == b.0) {
             let section = class.sections[of_section[0].0 as usize].lock();
             let _read = table.rows.read();
+            self.quiet()?;
             let hashed = of_section.iter().map(|&(_, hash, i)| (hash, keys[i]));
             self.bring_down_found(table, &section, hashed)?;
             for &(_, hash, i) in of_section {

@@ -396,6 +396,7 @@ impl Inner {
         for rows in dirty.chunk_by(|a, b| a.0 == b.0) {
             let table = &tables[rows[0].0.0 as usize];
             let _read = table.rows.read(); // a push to this table is whole, or yet to come
+            self.quiet()?;
             let slots = rows.iter().map(|&(_, at)| section.mark(at).slot);
             self.bring_down(table, slots.map(|slot| section.row(slot)))?;
             for &(_, at) in rows {

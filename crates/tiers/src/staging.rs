@@ -93,6 +93,19 @@ impl Staged {
         &self.step.plan.statuses
     }
 
+    /// Its addresses, where there is a device.
+    pub(crate) fn resolved(&self) -> Option<&device::Resolved> {
+        self.step.on_device.as_ref()
+    }
+
+    pub(crate) fn runs(&self) -> &[Run] {
+        &self.step.runs
+    }
+
+    pub(crate) fn keys(&self) -> &[Key] {
+        &self.step.plan.keys
+    }
+
     pub(crate) fn is_of(&self, inner: &Arc<Inner>) -> bool {
         Arc::ptr_eq(&self.step.inner, inner)
     }
@@ -106,6 +119,7 @@ impl Staged {
             let (embeddings, after) = rest.split_at(run.range.len() * dim);
             rest = after;
             let _write = table.rows.write();
+            self.step.inner.quiet()?;
             let rows = &self.step.plan.rows[run.range.clone()];
             for (&row, new) in rows.iter().zip(embeddings.chunks_exact(dim)) {
                 table.class.arena.write(row, |embedding, state| {
@@ -120,7 +134,7 @@ impl Staged {
         Ok(())
     }
 
-    fn note_pushed(&self) {
+    pub(crate) fn note_pushed(&self) {
         for pins in &self.step.pins {
             pins.set.pushed.store(true, Ordering::Release);
         }
@@ -145,7 +159,7 @@ impl Staging {
             }
         }
         let Step { inner, runs, plan, .. } = &mut step;
-        step.on_device = inner.resolve(runs, &plan.rows, &mut plan.statuses)?;
+        step.on_device = inner.resolve(runs, &plan.keys, &plan.rows, &mut plan.statuses)?;
         Ok(Staged { step })
     }
 }
@@ -247,7 +261,10 @@ impl Inner {
             // Nothing is held while waiting: two stages that wait for each other's rows would wait
             // for ever.
             let runs = staging.0.let_go();
-            if Instant::now() >= deadline || !self.live.wait_release(seen, deadline) {
+            // a push that is under way holds rows and is sure to end
+            if !self.let_go_of_one()?
+                && (Instant::now() >= deadline || !self.live.wait_release(seen, deadline))
+            {
                 return Err(Error::SlowDown {
                     pinned_rows: self.live.rows(),
                     budget_bytes: self.config.host_ram_bytes,
@@ -380,6 +397,8 @@ impl Inner {
                     continue;
                 }
                 if table.is_expired(Some(stamp), now) {
+                    // if the device fails, the store is poisoned and the stage's end says so
+                    let _ = self.quiet();
                     let key = keys.keys()[position];
                     arena.write(row, |embedding, state| table.initialise(key, embedding, state));
                     expired.push(position);

@@ -7,15 +7,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
 use table::{
-    Expiry, Key, KeyBatch, RowLayout, RowStatus, StoreStatus, TableId, TableSpec, TableStatus,
-    TierStatus,
+    DeviceId, DevicePlaces, Expiry, Key, KeyBatch, RowLayout, RowStatus, StoreStatus, TableId,
+    TableSpec, TableStatus, TierStatus,
 };
 
 use crate::admission::Sketch;
 use crate::arena::{Layout, MemoryUse, RowsLock};
 use crate::budget::Budget;
 use crate::class::Class;
-use crate::device::DeviceTier;
+use crate::device::{DeviceTier, Places};
 use crate::down::Down;
 use crate::live::Live;
 use crate::reads::{Intake, Readers};
@@ -193,6 +193,44 @@ impl Store {
         self.inner.push(staged, gradients, learning_rate)
     }
 
+    /// The device that rows are on, as far as they find room there.
+    pub fn device(&self) -> Option<DeviceId> {
+        self.inner.device.as_ref().map(|tier| tier.id())
+    }
+
+    /// Takes a worker's places on the device, as [`table::DevicePlaces`] has the rules. From here on
+    /// addresses of staged rows go up when a step is staged.
+    pub fn lend_places(&self, places: &DevicePlaces) -> Result<Places> {
+        self.inner.lend_places(places)
+    }
+
+    /// As [`Self::pull`], into the rows of a slot of places on the device. It orders the work and
+    /// does not wait for it.
+    pub fn pull_on_device(&self, staged: &Arc<Staged>, places: &Places, slot: u32) -> Result<()> {
+        self.check_own(staged);
+        self.inner.pull_on_device(staged, places, slot)
+    }
+
+    /// As [`Self::push`], of the gradients of a slot of places on the device. It orders the work
+    /// and does not wait for it; the rows stay pinned until it is done. Whether a gradient was not
+    /// finite, and so no row changed, is told by the first call with these places that finds the
+    /// work done. A step is pushed there once.
+    pub fn push_on_device(
+        &self,
+        staged: &Arc<Staged>,
+        places: &Places,
+        slot: u32,
+        learning_rate: f32,
+    ) -> Result<()> {
+        self.check_own(staged);
+        self.inner.push_on_device(staged, places, slot, learning_rate)
+    }
+
+    /// Waits until all pushes from these places are done, and tells the first error among them.
+    pub fn settle_on_device(&self, places: &Places) -> Result<()> {
+        self.inner.settle_on_device(places)
+    }
+
     /// Reads embeddings without staging: never creates, never evicts. A key never touched answers
     /// with the row that its first touch would create and [`RowStatus::Initialised`].
     ///
@@ -233,6 +271,7 @@ impl Store {
         if *gate == Gate::Closed {
             return Err(Error::Closed);
         }
+        while self.inner.let_go_of_one()? {}
         self.inner.write_clean()?;
         *gate = Gate::Closed;
         Ok(())
@@ -256,6 +295,8 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        // steps whose push is under way hold the store
+        while self.inner.let_go_of_one().is_ok_and(|one| one) {}
         if *self.inner.gate.read() == Gate::Open {
             let dir = self.inner.config.data_dir.display();
             tracing::warn!(%dir, "the store was dropped without a close; dirty rows are lost");

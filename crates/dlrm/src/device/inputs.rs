@@ -3,7 +3,8 @@
 
 use bytemuck::Pod;
 use gpu::kernels::FEW;
-use gpu::{BagTerms, Buffer, Event, Memory, RowTerms, Upload};
+use gpu::{BagTerms, Buffer, Download, Event, Memory, RowTerms, Upload};
+use table::DeviceSlot;
 
 use super::arena::padded;
 use super::layers::Activations;
@@ -26,6 +27,8 @@ pub(super) enum RowSource<'a> {
     Host(&'a [f32]), // [rows, dim]
     /// From the slot's own pinned memory, where somebody put so many floats.
     Pulled(usize),
+    /// From the slot's own memory on the device, where a session puts so many.
+    There(usize),
     /// From a table on the device, by their slots.
     Resident {
         table: &'a Buffer,
@@ -58,6 +61,12 @@ pub(super) struct Slot {
     arrived: Event,
     /// The device has done with what is in it.
     pub left: Event,
+    /// The rows' gradients are there, and so nobody reads the rows of the batch any more.
+    pub worker_done: Event,
+    /// A session has written rows, or taken gradients.
+    pub session_done: Event,
+    /// The loss, where the host takes it later.
+    pub loss: Download,
 }
 
 /// Which of the ways that a step can be computed a batch takes: each is recorded by itself.
@@ -74,6 +83,7 @@ impl RowSource<'_> {
         match self {
             Self::Host(floats) => floats.len() / dim,
             Self::Pulled(floats) => floats / dim,
+            Self::There(rows) => rows,
             Self::Resident { slots, .. } => slots.len(),
         }
     }
@@ -161,7 +171,21 @@ impl Slot {
             rows_pinned_bytes,
             arrived: machine.device.event()?,
             left: machine.device.event()?,
+            worker_done: machine.device.event()?,
+            session_done: machine.device.event()?,
+            loss: Download::new(&machine.device, 4)?,
         })
+    }
+
+    /// The slot in the words of a session that has its rows on this device.
+    pub(super) fn place(&self, gradients: &Buffer) -> DeviceSlot {
+        DeviceSlot {
+            rows: self.rows.address(),
+            gradients: gradients.address(),
+            floats: self.rows.bytes().min(gradients.bytes()) / 4,
+            worker_done: self.worker_done.word(),
+            session_done: self.session_done.word(),
+        }
     }
 
     /// Pinned memory for the rows of the batch that is brought next. Waits until the last one's are
@@ -191,7 +215,7 @@ impl Slot {
             RowSource::Pulled(floats) => {
                 upload.send(&machine.up, 0, 4 * floats as u64, &self.rows)?;
             }
-            RowSource::Resident { .. } => {}
+            RowSource::There(_) | RowSource::Resident { .. } => {}
         }
         let count = rows.count(architecture.sparse_feature_size);
         let mut load = Load { upload, machine, at: self.rows_pinned_bytes };

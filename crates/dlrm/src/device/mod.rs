@@ -5,6 +5,7 @@
 //!
 //! A step waits for the device once, for the loss and the rows' gradients. The weights' gradients
 //! are computed while the host sends the rows' on their way, and the next batch goes up meanwhile.
+//! With a session that has its rows on the same device (`shared`) a step waits for nothing.
 
 mod arena;
 mod inputs;
@@ -12,7 +13,9 @@ mod layers;
 mod lists;
 mod machine;
 mod resident;
+mod shared;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -28,6 +31,8 @@ use self::layers::{Activations, Ends, LayerProducts, Layers};
 use self::lists::Lists;
 use self::machine::Machine;
 pub use self::resident::{ResidentBatch, ResidentInput, ResidentTable};
+pub use self::shared::NextPlace;
+use self::shared::PendingLoss;
 use crate::step::{FeatureRows, PredictInput, PulledInput};
 use crate::{Architecture, DenseOptimizer, Error, Interaction, Loss, Model, Result};
 
@@ -76,6 +81,8 @@ pub struct DeviceModel {
     rows_summed: Event,
     steps: u32,
     gradients_ready: bool,
+    shared: bool,                   // whether a session may work in the slots
+    pending: VecDeque<PendingLoss>, // of steps in their order
 }
 
 /// Activations and their gradients, for the largest batch.
@@ -183,6 +190,8 @@ impl DeviceModel {
             rows_summed,
             steps,
             gradients_ready: false,
+            shared: false,
+            pending: VecDeque::new(),
         };
         model.shorten_weights()?;
         Ok(model)
@@ -246,7 +255,7 @@ impl DeviceModel {
             return Err(Error::Shape { what, found: row_gradients.len(), expected });
         }
         let way = self.bring(dense, labels, features, RowSource::Pulled(floats))?;
-        self.forward_backward_there(labels.len(), way, row_gradients.len())?;
+        self.order_to_weights(labels.len(), way, row_gradients.len())?;
         let loss = self.down.values::<f32>(0, 1)?[0];
         row_gradients.copy_from_slice(self.down.values(BROUGHT_AT, row_gradients.len())?);
         self.gradients_ready = true;
@@ -255,7 +264,7 @@ impl DeviceModel {
 
     /// The same for a batch that is there; orders the work, and the copy of the loss and of so many
     /// floats of the rows' gradients.
-    fn forward_backward_there(&mut self, batch: usize, way: Way, floats: usize) -> Result<()> {
+    fn order_to_weights(&mut self, batch: usize, way: Way, floats: usize) -> Result<()> {
         self.work(Work::ToRows, batch, way)?;
         let Machine { compute, down, .. } = &self.machine;
         compute.record(&self.rows_summed)?;
@@ -351,7 +360,7 @@ impl DeviceModel {
         lists: &Lists,
     ) -> Result<Way> {
         let resident = match rows {
-            RowSource::Host(_) | RowSource::Pulled(_) => false,
+            RowSource::Host(_) | RowSource::Pulled(_) | RowSource::There(_) => false,
             RowSource::Resident { .. } => true,
         };
         let count = rows.count(architecture.sparse_feature_size);
@@ -360,7 +369,7 @@ impl DeviceModel {
                 RowSource::Pulled(floats) => {
                     self.slots[self.next_slot].rows_pinned(floats)?.to_vec()
                 }
-                RowSource::Host(_) | RowSource::Resident { .. } => Vec::new(),
+                RowSource::Host(_) | RowSource::There(_) | RowSource::Resident { .. } => Vec::new(),
             };
             self.grow(architecture, self.room.grown(count, lists.terms()))?;
             if !pulled.is_empty() {
@@ -370,6 +379,10 @@ impl DeviceModel {
         }
         let slot = self.next_slot;
         self.next_slot = 1 - slot;
+        if self.shared && !matches!(rows, RowSource::There(_)) {
+            // rows from the host go where a session may still work
+            self.slots.iter().try_for_each(|slot| self.machine.up.wait_for(&slot.session_done))?;
+        }
         self.slots[slot].bring(&self.machine, architecture, dense, labels, rows, lists)?;
         Ok(Way { slot, weighted: lists.weighted(), resident })
     }

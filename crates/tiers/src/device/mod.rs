@@ -4,16 +4,20 @@
 //! `changed` says so, else in the arena.
 //!
 //! `resolve` is called once a stage, when its rows are in RAM: rows come up, others go down, and
-//! each gets the one address at which pull and push find it. `steps` pulls and pushes. Before the
-//! host tier reads a row's floats it has `down` bring them.
+//! each gets the one address at which pull and push find it. `steps` pulls and pushes for callers
+//! whose floats are the host's, `direct` for workers on the device, whose work is under way when a
+//! call returns. Before the host tier reads a row's floats it has `down` bring them.
 //!
 //! It decides which rows are up, and never which are in RAM. After the first call to the driver
 //! that fails the store is poisoned.
 //!
 //! Who may touch what: a row of a live plan is moved by nobody (`floor`, `held`); changes of a row
-//! on the device happen under its table's lock, exclusively; all that moves, under `cache`.
+//! on the device happen under its table's lock, exclusively; all that moves, under `cache`. A plan
+//! lives until its work is done, and whoever reads or writes rows in RAM on the host has waited, with
+//! the table's lock held, for what was ordered before (`quiet`).
 
 mod cache;
+mod direct;
 mod down;
 mod resolve;
 mod shares;
@@ -22,7 +26,7 @@ mod steps;
 use std::sync::Arc;
 use std::time::Instant;
 
-use gpu::{CodeCache, Device, Exchange, Kernels};
+use gpu::{CodeCache, Device, Direct, Exchange, Kernels};
 
 use crate::store::Inner;
 use crate::sync::Mutex;
@@ -31,6 +35,7 @@ use crate::{Error, Result, StoreConfig};
 use cache::Cache;
 
 pub(crate) use cache::device_bytes_per_row;
+pub use direct::Places;
 pub(crate) use resolve::Resolved;
 
 /// The device, what is on it, and how it is reached.
@@ -41,6 +46,9 @@ pub(crate) struct DeviceTier {
     cache: Mutex<Cache>,
     /// Guards: the buffers through which rows and gradients go. After the rows of a table.
     exchange: Mutex<Exchange>,
+    /// Work that is ordered and not waited for, in the exchange's stream.
+    direct: Direct,
+    ordered: direct::Ordered,
     budget_bytes: u64,
     stages: AtomicU64,
     stages_us: AtomicU64,
@@ -74,11 +82,14 @@ impl DeviceTier {
         })?;
         let kernels = Arc::new(kernels);
         let cache = Cache::take(&device, &kernels, budget_bytes)?;
-        let exchange = Exchange::new(&device, kernels)?;
+        let exchange = Exchange::new(&device, Arc::clone(&kernels))?;
+        let direct = Direct::new(&device, kernels, Arc::clone(exchange.stream()))?;
         Ok(Some(Arc::new(Self {
             device,
             cache: Mutex::new(cache),
             exchange: Mutex::new(exchange),
+            direct,
+            ordered: direct::Ordered::default(),
             budget_bytes,
             stages: AtomicU64::new(0),
             stages_us: AtomicU64::new(0),

@@ -2,33 +2,44 @@
 //! arena, which stands until the stage is over. Rows that are not up come up on the way, and those
 //! that were taken longest ago make room. It moves nothing that a live plan has an address of.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use gpu::{PartKeys, SlotKey};
-use table::RowStatus;
+use gpu::{DirectLists, PartKeys, SlotKey};
+use table::{Key, RowStatus};
 
 use super::DeviceTier;
 use super::cache::{Cache, Changed, key_of};
 use crate::arena::Row;
 use crate::staging::Run;
 use crate::store::Inner;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::tally::add;
 use crate::{Result, class::Class, store::Table};
 
-/// The addresses of a staged step's rows. Dropping it lets the rows move again.
+/// The addresses of a staged step's rows. Dropping it lets the rows move again; work that is under
+/// way with them is waited for first.
 pub(crate) struct Resolved {
-    tier: Arc<DeviceTier>,
+    pub(super) tier: Arc<DeviceTier>,
     number: u32,
     held: Vec<(u32, Row)>, // class, row: those with an address in the arena
     pub(super) embeddings: Vec<u64>, // [keys], 0: no row
     pub(super) states: Vec<u64>, // [keys]
     pub(super) slots: Vec<(Arc<Changed>, Vec<u32>)>, // on the device, class by class
     pub(super) device_rows: Vec<u64>, // [runs]
+    pub(super) lists: OnceLock<DirectLists>, // the addresses on the device, where one wants them
+    /// Whether work may be under way with these rows that nobody has waited for.
+    pub(super) busy: AtomicBool,
 }
 
 impl Drop for Resolved {
     fn drop(&mut self) {
+        if self.busy.load(Ordering::Acquire) {
+            let _ = self.tier.direct.finish(); // a device that failed does nothing more
+        }
+        if let Some(lists) = self.lists.take() {
+            self.tier.keep_lists(lists);
+        }
         self.tier.cache.lock().end(self.number, &self.held);
     }
 }
@@ -38,12 +49,18 @@ impl Inner {
     pub(crate) fn resolve(
         &self,
         runs: &[Run],
+        keys: &[Key],
         rows: &[Row],               // [keys]
         statuses: &mut [RowStatus], // [keys]
     ) -> Result<Option<Resolved>> {
         let Some(tier) = &self.device else { return Ok(None) };
+        self.let_go_of_done()?;
         let (classes, tables) = (self.classes_now(), self.tables_now());
-        self.lost(tier.resolve(&classes, &tables, runs, rows, statuses)).map(Some)
+        let plan = self.lost(tier.resolve(&classes, &tables, runs, rows, statuses))?;
+        if tier.has_places() {
+            self.lists_of(&plan, runs, keys)?;
+        }
+        Ok(Some(plan))
     }
 }
 
@@ -74,6 +91,8 @@ impl DeviceTier {
             states: vec![0; rows.len()],
             slots: Vec::new(),
             device_rows: vec![0; runs.len()],
+            lists: OnceLock::new(),
+            busy: AtomicBool::new(false),
         };
         let mut cache = self.cache.lock(); // let go before the plan, which takes it to its end
         self.place(&mut cache, classes, tables, runs, rows, statuses, &mut plan)?;

@@ -1,5 +1,6 @@
-//! Pull and push of a step that was resolved: one gather reads rows of the device and of the host's
-//! arena alike, one update writes them: of all tables, whatever their widths and optimizers.
+//! Pull and push of a step that was resolved, for a caller whose floats are the host's: one gather
+//! reads rows of the device and of the host's arena alike, one update writes them: of all tables,
+//! whatever their widths and optimizers.
 #![allow(unsafe_code)]
 
 use gpu::{RowsGathered, RowsUpdated};
@@ -31,12 +32,7 @@ impl Inner {
         // so that nobody writes them.
         let done = unsafe { exchange.gather_all(&gathered, out) };
         self.lost(done)?;
-        for (run, device_rows) in runs.iter().zip(&plan.device_rows) {
-            let row_bytes = (run.table.layout.dim * size_of::<f32>()) as u64;
-            let host_rows = run.range.len() as u64 - device_rows;
-            add(&run.table.tally.gpu_bytes_read, device_rows * row_bytes);
-            add(&run.table.tally.host_bytes_read, host_rows * row_bytes);
-        }
+        plan.count_pull(runs);
         Ok(())
     }
 
@@ -54,10 +50,6 @@ impl Inner {
         for (changed, slots) in &plan.slots {
             slots.iter().for_each(|&slot| changed.set(slot));
         }
-        let alike = |a: &Run, b: &Run| {
-            a.table.layout.dim == b.table.layout.dim
-                && a.table.spec.optimizer == b.table.spec.optimizer
-        };
         let updated = runs.chunk_by(alike).map(|side_by_side| {
             let (table, range) = (&side_by_side[0].table, range_of(side_by_side));
             RowsUpdated {
@@ -72,17 +64,37 @@ impl Inner {
         // exclusively, and a batch has no row twice.
         let done = unsafe { exchange.update_all(&updated, gradients, rate) };
         self.lost(done)?;
-        for (run, device_rows) in runs.iter().zip(&plan.device_rows) {
+        plan.count_push(runs);
+        Ok(())
+    }
+}
+
+impl Resolved {
+    pub(super) fn count_pull(&self, runs: &[Run]) {
+        for (run, device_rows) in runs.iter().zip(&self.device_rows) {
+            let row_bytes = (run.table.layout.dim * size_of::<f32>()) as u64;
+            let host_rows = run.range.len() as u64 - device_rows;
+            add(&run.table.tally.gpu_bytes_read, device_rows * row_bytes);
+            add(&run.table.tally.host_bytes_read, host_rows * row_bytes);
+        }
+    }
+
+    pub(super) fn count_push(&self, runs: &[Run]) {
+        for (run, device_rows) in runs.iter().zip(&self.device_rows) {
             let row_bytes = run.table.layout.bytes() as u64;
             let host_rows = run.range.len() as u64 - device_rows;
             add(&run.table.tally.gpu_bytes_written, device_rows * row_bytes);
             add(&run.table.tally.host_bytes_written, host_rows * row_bytes);
         }
-        Ok(())
     }
 }
 
+/// Whether rows of two tables are updated alike.
+pub(super) fn alike(a: &Run, b: &Run) -> bool {
+    a.table.layout.dim == b.table.layout.dim && a.table.spec.optimizer == b.table.spec.optimizer
+}
+
 /// The keys of runs that lie side by side.
-fn range_of(runs: &[Run]) -> std::ops::Range<usize> {
+pub(super) fn range_of(runs: &[Run]) -> std::ops::Range<usize> {
     runs[0].range.start..runs[runs.len() - 1].range.end
 }
