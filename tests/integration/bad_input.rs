@@ -119,7 +119,9 @@ fn flags_that_do_not_fit_are_refused() {
     refuse(SERVER, &["--data-dir", text(at.path()), "--host-ram", "1KiB"], &["host_ram"]);
     // more than any GPU has, where there is one
     refuse(SERVER, &["--data-dir", text(at.path()), "--gpu-cache", "4TiB"], &["gpu_cache", "CUDA"]);
-    refuse(WORKER, &with(&["--gpu-cache", "4TiB"]), &["gpu_cache", "CUDA"]);
+    refuse(WORKER, &with(&["--gpu-cache", "4TiB"]), &["--gpu-cache 4TiB", "--device cuda"]);
+    let auto = ["--gpu-cache", "4TiB", "--device", "auto"];
+    refuse(WORKER, &with(&auto), &["gpu_cache", "CUDA"]);
 }
 
 #[test]

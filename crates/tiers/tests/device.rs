@@ -4,17 +4,20 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
+use gpu::{Buffer, Device, Event, Memory, Stream};
 use table::{
-    Counters, Expiry, Initializer, Key, KeyBatch, Optimizer, RowStatus, TableId, TableSpec,
+    Admission, Counters, DevicePlaces, DeviceSlot, DeviceSlots, Expiry, Initializer, Key, KeyBatch,
+    Optimizer, RowStatus, TableId, TableSpec,
 };
 use tempfile::TempDir;
 use testkit::{
     OracleStaged, OracleStore, Outcome, Random, RowStore, ZipfKeys, check_contract,
     random_gradients, random_key_batch, under_pretended_cuda,
 };
-use tiers::{Error, Staged, Store, StoreConfig};
+use tiers::{Error, Places, Staged, Store, StoreConfig};
 
 const TINY: u64 = StoreConfig::HOST_RAM_BYTES_MIN;
 const HUGE: u64 = 64 << 20;
@@ -484,6 +487,210 @@ fn steps_on_several_threads_change_no_bit() {
     let expected = run(0, false);
     assert_bits(&run(64 << 10, true), &expected);
     assert_bits(&run(1 << 20, true), &expected);
+}
+
+/// A worker on the device: two slots, and a stream that takes rows as they are for gradients.
+struct Worker {
+    stream: Stream,
+    slots: Vec<WorkerSlot>,
+    history: Buffer, // what was pulled, step after step
+    written: u64,    // bytes of it
+    places: Places,
+}
+
+struct WorkerSlot {
+    rows: Buffer,
+    gradients: Buffer,
+    worker_done: Event,
+    session_done: Event,
+}
+
+impl Worker {
+    fn new(store: &Store, floats: u64, history_bytes: u64) -> Self {
+        let device = Device::open(0).unwrap();
+        let mut memory = Memory::take(&device, 4 * 4 * floats + history_bytes + 8192).unwrap();
+        let slots = [(); 2].map(|()| WorkerSlot {
+            rows: memory.buffer(4 * floats).unwrap(),
+            gradients: memory.buffer(4 * floats).unwrap(),
+            worker_done: device.event().unwrap(),
+            session_done: device.event().unwrap(),
+        });
+        let place = |slot: &WorkerSlot| DeviceSlot {
+            rows: slot.rows.address(),
+            gradients: slot.gradients.address(),
+            floats,
+            worker_done: slot.worker_done.word(),
+            session_done: slot.session_done.word(),
+        };
+        let slots_shared = DeviceSlots::Here(slots.iter().map(place).collect());
+        let places = DevicePlaces { device: device.description().id, slots: slots_shared };
+        Self {
+            stream: device.stream().unwrap(),
+            places: store.lend_places(&places).unwrap(),
+            slots: slots.into(),
+            history: memory.buffer(history_bytes).unwrap(),
+            written: 0,
+        }
+    }
+
+    /// One step, none of whose work is waited for.
+    fn step(&mut self, store: &Store, staged: Staged, step: usize) {
+        let (staged, number) = (Arc::new(staged), step as u32 % 2);
+        let slot = &self.slots[number as usize];
+        let bytes = 4 * staged.rows_floats() as u64;
+        store.pull_on_device(&staged, &self.places, number).unwrap();
+        self.stream.wait_for(&slot.session_done).unwrap();
+        let [rows, gradients] = [&slot.rows, &slot.gradients].map(|of| of.part(0, bytes).unwrap());
+        self.history.part(self.written, bytes).unwrap().copy_from(&self.stream, &rows).unwrap();
+        self.written += bytes;
+        gradients.copy_from(&self.stream, &rows).unwrap();
+        self.stream.record(&slot.worker_done).unwrap();
+        store.push_on_device(&staged, &self.places, number, 0.05).unwrap();
+    }
+}
+
+/// What a run pulled, looked up and counted.
+type Ran = (Vec<f32>, Vec<f32>, Counters);
+
+/// Steps of four tables, some staged ahead, with all that a store may be asked meanwhile.
+fn run_beside_all_else(gpu_cache: u64, host_ram: u64, on_device: bool) -> Ran {
+    let scratch = Scratch::new(host_ram, gpu_cache);
+    let late = TableSpec { admission: Admission::AfterSights(2), ..spec("late", 7, ADAGRAD) };
+    let specs = [spec("a", 16, ADAGRAD), spec("b", 16, ROW_WISE), spec("c", 33, ADAM), late];
+    let tables = specs.map(|spec| scratch.create_table(&spec).unwrap());
+    let mut zipf = tables.map(|table| ZipfKeys::new(u64::from(table.0), 3000, 1.05));
+    let (steps, step_keys) = (60, 60);
+    let floats = (step_keys * (16 + 16 + 33 + 7)) as u64;
+    let mut worker =
+        on_device.then(|| Worker::new(scratch.store(), floats, steps as u64 * floats * 4));
+    let mut ahead: VecDeque<Staged> = VecDeque::new();
+    let (mut pulled, mut looked_up) = (Vec::new(), Vec::new());
+    for step in 0..steps {
+        let mut keys = KeyBatch::new();
+        for (table, zipf) in tables.iter().zip(&mut zipf) {
+            let batch = zipf.batch(*table, step_keys);
+            keys.push_run(*table, batch.keys()).unwrap();
+        }
+        ahead.push_back(scratch.stage(&keys).unwrap());
+        if ahead.len() == 4 {
+            let staged = ahead.pop_front().unwrap();
+            match &mut worker {
+                Some(worker) => worker.step(scratch.store(), staged, step),
+                None => {
+                    let rows = scratch.pull(&staged).unwrap();
+                    scratch.push(&staged, &rows, 0.05).unwrap();
+                    pulled.extend(rows);
+                }
+            }
+        }
+        match step % 9 {
+            2 => scratch.store().flush().unwrap(),
+            4 => looked_up.extend(scratch.lookup(&keys).unwrap().0),
+            6 if host_ram == HUGE => {
+                let (table, range) = keys.runs().nth(1).unwrap();
+                let some = batch(table, keys.keys()[range][..9].iter().map(|key| key.0));
+                scratch.assign(&some, &[0.25; 9 * 16]).unwrap();
+            }
+            8 => drop(ahead.pop_back()),
+            _ => {}
+        }
+    }
+    drop(ahead);
+    if let Some(worker) = &worker {
+        scratch.store().settle_on_device(&worker.places).unwrap();
+        pulled.resize(worker.written as usize / 4, 0.0);
+        worker.history.part(0, worker.written).unwrap().read(0, &mut pulled).unwrap();
+    }
+    for (table, mut zipf) in tables.iter().zip(zipf) {
+        looked_up.extend(scratch.lookup(&zipf.batch(*table, 2000)).unwrap().0);
+    }
+    let totals = scratch.totals();
+    assert_eq!(scratch.store().status().pinned_rows, 0);
+    scratch.store().close().unwrap();
+    (pulled, looked_up, totals)
+}
+
+#[test]
+fn rows_handed_over_on_the_device_are_those_of_the_host() {
+    if !under_pretended_cuda("rows_handed_over_on_the_device_are_those_of_the_host", &[]) {
+        return;
+    }
+    let expected = run_beside_all_else(0, HUGE, false);
+    // next to no room on the device, a part of the rows, all of them
+    for gpu_cache in [64 << 10, 256 << 10, ALL] {
+        let (pulled, looked_up, totals) = run_beside_all_else(gpu_cache, HUGE, true);
+        assert_bits(&pulled, &expected.0);
+        assert_bits(&looked_up, &expected.1);
+        assert!(totals.gpu.hits > 100, "{gpu_cache}: {totals:?}");
+        assert_eq!(totals.demotions == 0, gpu_cache == ALL, "{totals:?}");
+    }
+    // RAM that does not hold the rows either: what may leave it waits for pushes under way
+    let expected = run_beside_all_else(0, 2 * TINY, false);
+    let (pulled, looked_up, totals) = run_beside_all_else(128 << 10, 2 * TINY, true);
+    assert_bits(&pulled, &expected.0);
+    assert_bits(&looked_up, &expected.1);
+    assert!(totals.evictions > 100 && totals.demotions > 100, "{totals:?}");
+}
+
+#[test]
+fn a_gradient_on_the_device_that_is_not_finite_changes_no_row_and_is_named() {
+    let name = "a_gradient_on_the_device_that_is_not_finite_changes_no_row_and_is_named";
+    if !under_pretended_cuda(name, &[]) {
+        return;
+    }
+    let scratch = Scratch::new(HUGE, ALL);
+    let store = scratch.store();
+    let specs = [spec("a", 4, Optimizer::Sgd), spec("b", 8, ADAM)];
+    let [a, b] = specs.map(|spec| scratch.create_table(&spec).unwrap());
+    let mut keys = KeyBatch::new();
+    keys.push_run(a, &[1, 2, 3].map(Key)).unwrap();
+    keys.push_run(b, &[7, 8, 9].map(Key)).unwrap();
+    let mut worker = Worker::new(store, 36, 36 * 4);
+    let before = scratch.lookup(&keys).unwrap().0;
+    let staged = Arc::new(scratch.stage(&keys).unwrap());
+    let mut gradients = vec![1.0_f32; 36];
+    (gradients[12 + 8 + 5], gradients[35]) = (f32::NAN, f32::INFINITY);
+    worker.slots[0].gradients.write(0, &gradients).unwrap();
+    store.push_on_device(&staged, &worker.places, 0, 0.1).unwrap();
+    drop(staged);
+    assert_eq!(store.status().pinned_rows, 6, "its work is under way");
+    assert_bits(&scratch.lookup(&keys).unwrap().0, &before);
+    // another worker's calls say nothing of it
+    let other = Worker::new(store, 36, 36 * 4);
+    store.settle_on_device(&other.places).unwrap();
+    assert_eq!(store.status().pinned_rows, 0);
+    let error = store.settle_on_device(&worker.places).unwrap_err();
+    let key = Key(8);
+    assert!(
+        matches!(error, Error::NotFinite { table, key: k, position: 5 } if table == b && k == key),
+        "{error}"
+    );
+    store.settle_on_device(&worker.places).unwrap();
+    // the next one goes through, and so does the one after a pull that told of another
+    let staged = scratch.stage(&keys).unwrap();
+    worker.step(store, staged, 1);
+    let after = scratch.lookup(&keys).unwrap().0;
+    assert!(after.iter().zip(&before).all(|(after, before)| after != before), "{after:?}");
+    let staged = Arc::new(scratch.stage(&keys).unwrap());
+    worker.slots[0].gradients.write(0, &gradients).unwrap();
+    store.push_on_device(&staged, &worker.places, 0, 0.1).unwrap();
+    scratch.lookup(&keys).unwrap(); // waits
+    let staged = Arc::new(scratch.stage(&keys).unwrap());
+    let error = store.pull_on_device(&staged, &worker.places, 1).unwrap_err();
+    assert!(matches!(error, Error::NotFinite { .. }), "{error}");
+    store.pull_on_device(&staged, &worker.places, 1).unwrap();
+    drop(staged); // without a push: the gather is waited for
+
+    for (slot, floats, what) in [(2, 36, "the slots"), (0, 35, "the floats of a slot")] {
+        let small = Worker::new(store, floats, 4);
+        let staged = Arc::new(scratch.stage(&keys).unwrap());
+        let error = store.pull_on_device(&staged, &small.places, slot).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+    let nowhere =
+        DevicePlaces { device: table::DeviceId([1; 16]), slots: DeviceSlots::Here(Vec::new()) };
+    let error = store.lend_places(&nowhere).err().unwrap().to_string();
+    assert!(error.contains("GPU-01010101-"), "{error}");
 }
 
 #[test]

@@ -65,7 +65,9 @@ fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<String> {
         (Command::Generate(args), _) => Ok(worker::generate_command(args)?),
         (Command::Cache(args), _) => Ok(worker::cache_command(args, stop)?),
         (_, None) => anyhow::bail!("this command needs --ps"),
-        (_, Some(ps)) => with_session(ps, |session| carry_out(command, session, stop)),
+        (_, Some(ps)) => {
+            with_session(ps, command.gpu()?, |session| carry_out(command, session, stop))
+        }
     }
 }
 
@@ -82,7 +84,11 @@ fn carry_out(command: &Command, session: &dyn Session, stop: &AtomicBool) -> Res
 
 /// Runs `body` with the session of `--ps`. An embedded store is closed cleanly whatever `body`
 /// says, so that nothing that was trained is lost to a bad flag of a later phase.
-fn with_session(ps: &PsArgs, body: impl FnOnce(&dyn Session) -> Result<String>) -> Result<String> {
+fn with_session(
+    ps: &PsArgs,
+    gpu: u32,
+    body: impl FnOnce(&dyn Session) -> Result<String>,
+) -> Result<String> {
     let endpoint = ps.ps.parse()?;
     let Endpoint::Embedded(dir) = endpoint else {
         return body(&GrpcSession::open(&endpoint, CONNECT_TIMEOUT, "dlrm-worker")?);
@@ -90,6 +96,7 @@ fn with_session(ps: &PsArgs, body: impl FnOnce(&dyn Session) -> Result<String>) 
     let mut config = EmbeddedConfig::new(dir, ps.host_ram);
     config.ssd_memory_bytes = ps.ssd_memory;
     config.gpu_cache_bytes = ps.gpu_cache;
+    config.gpu_device = gpu;
     config.ssd = SsdConfig {
         write_bytes_per_s: ps.ssd_write_rate.0,
         read_threads: ps.ssd_read_threads,

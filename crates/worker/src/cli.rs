@@ -70,7 +70,8 @@ pub struct PsArgs {
     /// Bytes of RAM for RocksDB's write buffers and block cache (embedded only)
     #[arg(long, default_value = "64MiB", value_parser = units::parse_bytes)]
     pub ssd_memory: u64,
-    /// GPU memory for rows, taken at start; 0: none (embedded only)
+    /// GPU memory for rows, taken at start, on the GPU that --device names: it is refused without
+    /// one, for rows there are for a network that is computed there; 0: none (embedded only)
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = units::parse_bytes)]
     pub gpu_cache: u64,
     /// What may be written to SSD a second, such as 200MiB/s, or off: as fast as the device takes
@@ -566,6 +567,27 @@ impl LookupArgs {
 }
 
 impl Command {
+    /// The GPU whose memory rows may be in: the one that computes.
+    pub fn gpu(&self) -> crate::Result<u32> {
+        let (ps, device) = match self {
+            Command::Train(args) => (&args.ps, args.device.device),
+            Command::Eval(args) => (&args.ps, args.model.device.device),
+            Command::Predict(args) => (&args.ps, args.model.device.device),
+            Command::Export(args) => (&args.ps, Place::Cpu),
+            Command::Generate(_) | Command::Cache(_) => return Ok(0),
+        };
+        match device {
+            Place::Cuda(ordinal) => Ok(ordinal),
+            Place::Auto => Ok(0),
+            Place::Cpu if ps.gpu_cache == 0 => Ok(0),
+            Place::Cpu => Err(crate::Error::Input(format!(
+                "--gpu-cache {}: expected --device cuda with it, for rows in GPU memory are for a \
+                 network that is computed on that GPU",
+                units::format_bytes(ps.gpu_cache)
+            ))),
+        }
+    }
+
     /// Where a trace of the run goes, if one is asked for.
     pub fn trace(&self) -> Option<&Path> {
         match self {

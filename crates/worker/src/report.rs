@@ -61,6 +61,8 @@ pub struct Report {
     pub threads: usize,
     /// Where the network is computed: the CPU, or a device with its name.
     pub device: String,
+    /// Whether rows went between the store and the network on the device, and not by the host.
+    pub rows_on_device: bool,
     /// The seed.
     pub seed: u64,
     /// The tiers, all tables together.

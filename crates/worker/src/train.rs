@@ -1,6 +1,8 @@
 //! `dlrm-worker train`: the loop over steps. Stage, pull, compute, push; the threads that run ahead
-//! are in `pipeline`, what the flags mean in `setup`.
+//! are in `pipeline`, what the flags mean in `setup`. Where session and network are on one device,
+//! rows and gradients stay there, and the loop is a step ahead of it.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Scope;
@@ -110,9 +112,13 @@ fn train(
     let (source, read, seed) = (&training.source, &training.read, training.card.seed);
     let (window_rows, epochs) = (args.shuffle_window, args.nepochs);
     let tally = Tally::default();
+    let on_device = share_places(session, &mut training.model)?;
+    report.rows_on_device = on_device;
     let mut steps = Steps {
         session,
         model: &mut training.model,
+        on_device,
+        late: VecDeque::new(),
         tests: training.evaluation.as_ref().zip(args.test_freq).map(|(evaluation, every)| Tests {
             evaluation,
             every,
@@ -161,6 +167,18 @@ fn train(
 /// A pull of fewer floats is over before another thread has woken up for it.
 const FLOATS_BESIDE: usize = 1 << 18;
 
+/// Whether rows go between session and network on the device: both have to be on the same.
+fn share_places(session: &dyn Session, model: &mut Network) -> Result<bool> {
+    let Some(device) = session.device() else { return Ok(false) };
+    match model.places().filter(|places| places.device == device) {
+        Some(places) => {
+            session.share_device(&places).map_err(Error::session("share the device"))?;
+            Ok(true)
+        }
+        None => Ok(false),
+    }
+}
+
 /// The learning rates of the dense part and of the tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rates {
@@ -183,6 +201,10 @@ struct Tests<'a> {
 struct Steps<'a> {
     session: &'a dyn Session,
     model: &'a mut Network,
+    /// Whether rows go between session and model on the device.
+    on_device: bool,
+    /// Steps whose loss the device has yet to tell.
+    late: VecDeque<Late>,
     tests: Option<Tests<'a>>,
     print_freq: Option<u64>,
     /// Wall time of tests: no part of training.
@@ -206,8 +228,7 @@ impl Steps<'_> {
         pusher: &mut Pusher,
     ) -> Result<()> {
         let mut progress = Progress::new("train", None);
-        let mut shown = Shown::default();
-        let (mut print_loss, mut print_steps) = (0.0, 0_u64);
+        let mut told = Told::default();
         while !self.stop.load(Ordering::Relaxed) {
             let waiting = Instant::now();
             let next = {
@@ -217,39 +238,65 @@ impl Steps<'_> {
             let Ok(next) = next else { break };
             let next = next?;
             self.report.wait_s += waiting.elapsed().as_secs_f64();
-            let stepped = self.step(&next, pusher);
-            if stepped.is_err() {
+            let stepped = if self.on_device {
+                self.step_on_device(&next)
+            } else {
+                self.step(&next, pusher).map(Some)
+            };
+            let stepped = stepped.map_err(|error| {
                 let _ = self.session.release(Step(next.step));
+                self.divergence().unwrap_or(error) // which may be why
+            });
+            if let Some(trained) = stepped? {
+                self.tell(trained, &mut told, &mut progress)?;
             }
-            let loss = stepped?;
-            let rows = next.batch.labels.len() as u64;
-            shown.add(loss);
-            progress.advance(rows, || shown.describe(self.session));
-            let trained = self.train_time();
-            if let Some(events) = &mut self.events {
-                let count = || counters(self.session);
-                events.add(self.first_step + self.report.steps, rows, loss, trained, count)?;
-            }
+            let step = next.step + 1;
             let _ = spare.try_send(next); // a full ring of buffers lets one go
-            (print_loss, print_steps) = (print_loss + f64::from(loss), print_steps + 1);
-            if self.print_freq == Some(print_steps) {
-                let (step, mean) =
-                    (self.first_step + self.report.steps, print_loss / print_steps as f64);
-                progress.tell(&format!("step {step}: loss {mean:.6}"));
-                (print_loss, print_steps) = (0.0, 0);
-            }
-            if self.test(pusher, &progress)? {
-                self.report.auc_reached = true;
-                break;
+            if self.is_test_due(step) {
+                self.tell_late(&mut told, &mut progress)?;
+                if self.test(pusher, &progress)? {
+                    self.report.auc_reached = true;
+                    break;
+                }
             }
         }
+        self.tell_late(&mut told, &mut progress)?;
         self.report.push_s += pusher.wait()?.as_secs_f64();
         self.session.settle().map_err(Error::session("settle pushes"))?;
-        progress.finish(&shown.describe(self.session));
+        progress.finish(&told.shown.describe(self.session));
         let trained = self.train_time();
         if let Some(events) = &mut self.events {
             let step = self.first_step + self.report.steps;
             events.finish(step, trained, &counters(self.session)?)?;
+        }
+        Ok(())
+    }
+
+    /// Tells whoever wants to know of a step's loss.
+    fn tell(&mut self, trained: Trained, told: &mut Told, progress: &mut Progress) -> Result<()> {
+        let Trained { loss, rows } = trained;
+        told.shown.add(loss);
+        progress.advance(rows, || told.shown.describe(self.session));
+        let trained = self.train_time();
+        if let Some(events) = &mut self.events {
+            let count = || counters(self.session);
+            events.add(self.first_step + self.report.steps, rows, loss, trained, count)?;
+        }
+        (told.print_loss, told.print_steps) =
+            (told.print_loss + f64::from(loss), told.print_steps + 1);
+        if self.print_freq == Some(told.print_steps) {
+            let (step, mean) =
+                (self.first_step + self.report.steps, told.print_loss / told.print_steps as f64);
+            progress.tell(&format!("step {step}: loss {mean:.6}"));
+            (told.print_loss, told.print_steps) = (0.0, 0);
+        }
+        Ok(())
+    }
+
+    /// Waits for the losses that the device has yet to tell, and tells them.
+    fn tell_late(&mut self, told: &mut Told, progress: &mut Progress) -> Result<()> {
+        while let Some(trained) = self.late_loss()? {
+            self.tell(trained, told, progress)?;
         }
         Ok(())
     }
@@ -259,14 +306,15 @@ impl Steps<'_> {
         self.started.elapsed().saturating_sub(self.test_time)
     }
 
-    /// Evaluates if it is time to, and tells whether the AUC to stop at is reached. The steps that
-    /// are staged wait.
+    /// Whether a test comes after so many steps.
+    fn is_test_due(&self, steps: u64) -> bool {
+        self.tests.as_ref().is_some_and(|tests| steps.is_multiple_of(tests.every))
+    }
+
+    /// Evaluates, and tells whether the AUC to stop at is reached. The steps that are staged wait.
     fn test(&mut self, pusher: &mut Pusher, progress: &Progress) -> Result<bool> {
         let Some(tests) = &self.tests else { return Ok(false) };
         let step = self.report.steps;
-        if !step.is_multiple_of(tests.every) {
-            return Ok(false);
-        }
         let _span = span!("test", step - 1);
         self.report.push_s += pusher.wait()?.as_secs_f64();
         self.session.settle().map_err(Error::session("settle pushes"))?;
@@ -295,7 +343,7 @@ impl Steps<'_> {
 
     /// One step: the pull sees the push before it; the push runs beside the dense update, and the
     /// pull beside what the network computes without rows.
-    fn step(&mut self, staged: &Staged, pusher: &mut Pusher) -> Result<f32> {
+    fn step(&mut self, staged: &Staged, pusher: &mut Pusher) -> Result<Trained> {
         let (step, dim) = (staged.step, self.model.architecture().sparse_feature_size);
         let floats = staged.unique.keys.len() * dim;
         self.model.trace_step((step < STEPS_MAX).then_some(step));
@@ -319,23 +367,96 @@ impl Steps<'_> {
             self.model.forward_backward(&input, gradients)?
         };
         let schedule = self.first_step + step;
-        if !loss.is_finite() {
-            return Err(Error::Diverged { step: schedule, loss });
-        }
+        let late = Late { step: schedule, rows: staged.batch.labels.len() as u64 };
+        let trained = self.trained(late, loss)?;
         pusher.push(Step(step), self.rates.tables.at(schedule));
         {
             let _span = span!("dense update", step);
             self.model.apply_dense(self.rates.dense.at(schedule))?;
         }
         self.report.compute_s += computing.elapsed().as_secs_f64();
+        Ok(trained)
+    }
 
+    /// One step whose rows stay on the device: all of it is ordered there and nothing waited for
+    /// but the loss of the step before, which it gives back.
+    fn step_on_device(&mut self, staged: &Staged) -> Result<Option<Trained>> {
+        let (step, rows) = (staged.step, staged.unique.keys.len());
+        let pulling = Instant::now();
+        let features = feature_rows(staged, self.pooling);
+        let terms = features.iter().map(|feature| feature.indices.len()).sum();
+        let place = self.model.next_place(rows, terms)?;
+        if let Some(moved) = &place.moved {
+            self.session.share_device(moved).map_err(Error::session("share the device"))?;
+        }
+        let pulled = {
+            let _span = span!("pull", step);
+            let pulled = self.session.pull_on_device(Step(step), place.slot);
+            pulled.map_err(|error| Error::session(format!("pull step {step}"))(error))?
+        };
+        self.report.pull_s += pulling.elapsed().as_secs_f64();
+        self.report.stalled_pulls += u64::from(pulled.stalled > Duration::ZERO);
+
+        let computing = Instant::now();
+        let input = PulledInput {
+            labels: &staged.batch.labels,
+            dense: &staged.batch.dense,
+            features: &features,
+        };
+        {
+            let _span = span!("order forward and backward", step);
+            self.model.forward_backward_there(&input, place.slot, rows)?;
+        }
+        let schedule = self.first_step + step;
+        {
+            let _span = span!("push", step);
+            let rate = self.rates.tables.at(schedule);
+            let pushed = self.session.push_on_device(Step(step), place.slot, rate);
+            pushed.map_err(|error| Error::session(format!("push step {step}"))(error))?;
+        }
+        self.model.apply_dense(self.rates.dense.at(schedule))?;
+        self.late.push_back(Late { step: schedule, rows: staged.batch.labels.len() as u64 });
+        let trained = if self.late.len() > 1 {
+            let _span = span!("wait for the loss before", step);
+            self.late_loss()?
+        } else {
+            None
+        };
+        self.report.compute_s += computing.elapsed().as_secs_f64();
+        Ok(trained)
+    }
+
+    /// Waits for the oldest loss that the device has yet to tell.
+    fn late_loss(&mut self) -> Result<Option<Trained>> {
+        let Some(late) = self.late.pop_front() else { return Ok(None) };
+        let loss = self.model.take_loss()?.expect("every step that was ordered has a loss");
+        self.trained(late, loss).map(Some)
+    }
+
+    /// Whether a loss that the device has yet to tell is why something was refused.
+    fn divergence(&mut self) -> Option<Error> {
+        loop {
+            match self.late_loss() {
+                Ok(Some(_)) => {}
+                Err(error @ Error::Diverged { .. }) => return Some(error),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Takes note of a step, whose loss is known.
+    fn trained(&mut self, late: Late, loss: f32) -> Result<Trained> {
+        let Late { step, rows } = late;
+        if !loss.is_finite() {
+            return Err(Error::Diverged { step, loss });
+        }
         self.report.steps += 1;
-        self.report.samples += staged.batch.labels.len() as u64;
+        self.report.samples += rows;
         self.curve.add(loss);
         if let Some(losses) = &mut self.report.losses {
             losses.push(loss);
         }
-        Ok(loss)
+        Ok(Trained { loss, rows })
     }
 
     /// Pulls a step's rows to where the network wants them, after the push under way.
@@ -379,6 +500,28 @@ impl Steps<'_> {
         begun?;
         Ok(pulled)
     }
+}
+
+/// A step whose loss is not known yet.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    step: u64,
+    rows: u64,
+}
+
+/// A step whose loss is known.
+#[derive(Debug, Clone, Copy)]
+struct Trained {
+    loss: f32,
+    rows: u64,
+}
+
+/// What was told of losses so far.
+#[derive(Default)]
+struct Told {
+    shown: Shown,
+    print_loss: f64,
+    print_steps: u64,
 }
 
 /// Each feature's places in the unique rows, and how they are pooled.
