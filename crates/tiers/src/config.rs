@@ -16,7 +16,8 @@ pub struct StoreConfig {
     /// of 32 steps are kept for later ones, and the batches on their way to and from SSD (3 MiB).
     pub host_ram_bytes: u64,
     /// Bytes of device memory for rows and their bookkeeping; 0: no device is opened. On top come 8
-    /// MiB of pinned host memory.
+    /// MiB of pinned host memory and, once a worker shares places on the device, 24 bytes of both
+    /// for each key of a staged step.
     pub gpu_cache_bytes: u64,
     /// The number of the device.
     pub gpu_device: u32,
