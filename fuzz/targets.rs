@@ -11,7 +11,8 @@ use dlrm::{Architecture, DenseOptimizer, Interaction, Loss, Model};
 use prost::Message;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use table::{
-    Initializer, Key, KeyBatch, Limits, Optimizer, RowStatus, Step, StoreStatus, TableId, TableSpec,
+    DeviceId, DevicePlaces, DeviceSlots, Initializer, Key, KeyBatch, Limits, Optimizer, RowStatus,
+    SharedBytes, SharedSlot, Step, StoreStatus, TableId, TableSpec,
 };
 use wire::proto::{request, response};
 use wire::{packed, proto};
@@ -45,10 +46,13 @@ pub(crate) fn messages(bytes: &[u8]) {
                 floats(&assign.rows);
             }
             Some(request::Request::Push(push)) => floats(&push.gradients),
+            Some(request::Request::ShareDevice(share)) => sound_slots(share),
             Some(
                 request::Request::Open(_)
                 | request::Request::Pull(_)
-                | request::Request::Release(_),
+                | request::Request::Release(_)
+                | request::Request::PullOnDevice(_)
+                | request::Request::PushOnDevice(_),
             )
             | None => {}
         }
@@ -69,7 +73,7 @@ pub(crate) fn messages(bytes: &[u8]) {
                 floats(&found.rows);
                 statuses(&found.statuses);
             }
-            Some(response::Result::Done(_)) | None => {}
+            Some(response::Result::Done(_) | response::Result::PulledOnDevice(_)) | None => {}
         }
     }
     if let Ok(Ok(table)) = proto::Table::decode(bytes).map(<(TableId, TableSpec)>::try_from) {
@@ -101,6 +105,18 @@ fn sound_keys(keys: &KeyBatch) {
     let again = KeyBatch::try_from(proto::Keys::from(keys)).unwrap();
     assert_eq!(again.keys(), keys.keys());
     assert!(keys.next_uses().is_none_or(|uses| uses.len() == keys.len()));
+}
+
+/// Slots lie within what memory can be, and go out as they came in.
+fn sound_slots(message: proto::ShareDevice) {
+    let Ok(places) = DevicePlaces::try_from(message) else { return };
+    let DeviceSlots::Shared(slots) = &places.slots else { panic!("slots of this process") };
+    assert!(slots.len() <= DeviceSlots::MAX);
+    for part in slots.iter().flat_map(|slot| [&slot.rows, &slot.gradients]) {
+        assert!(part.offset.checked_add(part.bytes).is_some() && part.offset.is_multiple_of(16));
+    }
+    let again = DevicePlaces::try_from(proto::ShareDevice::try_from(&places).unwrap()).unwrap();
+    assert_eq!(again, places);
 }
 
 fn floats(bytes: &[u8]) {
@@ -357,6 +373,12 @@ fn message_seeds() -> Vec<Vec<u8>> {
         }),
         request::Request::Lookup(proto::Lookup { keys: Some(keys.clone()) }),
         request::Request::Assign(proto::Assign { keys: Some(keys), rows: rows.clone() }),
+        request::Request::ShareDevice((&some_slots()).try_into().unwrap()),
+        request::Request::PushOnDevice(proto::PushOnDevice {
+            step: 9,
+            slot: 1,
+            learning_rate: 0.1,
+        }),
     ];
     let asked = asked
         .map(|request| proto::Request { request_id: 3, request: Some(request) }.encode_to_vec());
@@ -370,6 +392,18 @@ fn message_seeds() -> Vec<Vec<u8>> {
     let table = (TableId(4), spec());
     let table = proto::Table::from(&table).encode_to_vec();
     asked.into_iter().chain([answer.encode_to_vec(), table]).collect()
+}
+
+fn some_slots() -> DevicePlaces {
+    let part = |offset| SharedBytes { memory: [7; 64], offset, bytes: 4096 };
+    let slot = |at| SharedSlot {
+        rows: part(at),
+        gradients: part(at + 4096),
+        worker_done: [8; 64],
+        session_done: [9; 64],
+    };
+    let slots = DeviceSlots::Shared(vec![slot(0), slot(8192)]);
+    DevicePlaces { device: DeviceId([5; 16]), slots }
 }
 
 fn spec() -> TableSpec {

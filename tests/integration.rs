@@ -31,3 +31,5 @@ mod restart;
 mod tensorboard;
 #[path = "integration/trace.rs"]
 mod trace;
+#[path = "integration/two_processes.rs"]
+mod two_processes;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use gpu::Device;
 pub use gpu::Precision;
-use table::DevicePlaces;
+use table::{DeviceId, DevicePlaces};
 
 use crate::step::{PredictInput, PulledInput, StepInput};
 use crate::{Architecture, DeviceModel, DeviceOptions, Error, Model, NextPlace, Result};
@@ -165,11 +165,27 @@ impl Network {
         }
     }
 
+    /// The device that it is on; none on the CPU.
+    pub fn device_id(&self) -> Option<DeviceId> {
+        match &self.model {
+            Computed::Host(_) => None,
+            Computed::Device(model) => Some(model.device_id()),
+        }
+    }
+
     /// As [`DeviceModel::places`]; none on the CPU.
     pub fn places(&mut self) -> Option<DevicePlaces> {
         match &mut self.model {
             Computed::Host(_) => None,
             Computed::Device(model) => Some(model.places()),
+        }
+    }
+
+    /// As [`DeviceModel::places_elsewhere`]; none on the CPU.
+    pub fn places_elsewhere(&mut self) -> Result<Option<DevicePlaces>> {
+        match &mut self.model {
+            Computed::Host(_) => Ok(None),
+            Computed::Device(model) => model.places_elsewhere().map(Some),
         }
     }
 

@@ -8,6 +8,7 @@ pub mod correctness;
 mod dense_vectors;
 pub mod fused;
 pub mod libraries;
+pub mod processes;
 pub mod report;
 mod tensor_vectors;
 pub mod tier;

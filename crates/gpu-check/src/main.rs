@@ -22,7 +22,7 @@ use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
 use gpu_check::report::Report;
 use gpu_check::training::{self, TrainingSizes};
-use gpu_check::{collective, correctness, fused, tier, vectors};
+use gpu_check::{collective, correctness, fused, processes, tier, vectors};
 
 /// A run ends by then, whatever happens: the limit is 8 minutes.
 const SECONDS_MAX: u64 = 470;
@@ -44,8 +44,9 @@ const COMMIT: &str = match option_env!("EMBEDDING_PS_COMMIT") {
 /// libnccl for sums over devices, which are left out without. It looks for them where the loader
 /// does, under /usr/local/cuda* and among Python's packages. It runs every kernel against vectors
 /// that the host's own code made, and a store with rows in the device's memory against one
-/// without, bit for bit; then it measures each beside what the device can do, in the same run. It
-/// takes a few minutes, at most 8, and a third of the device's free memory.
+/// without, bit for bit; it exchanges floats in device memory with a second process of itself;
+/// then it measures each beside what the device can do, in the same run. It takes a few minutes, at
+/// most 8, and a third of the device's free memory.
 ///
 /// Exit codes: 0, all is right and every goal is met; 1, something failed, and the last line says
 /// what failed first; 2, there is no device.
@@ -68,6 +69,9 @@ struct Cli {
     /// needs the compiler, but no device
     #[arg(long, requires = "code")]
     compile_only: bool,
+    /// Be the second process of a run that this program has begun, and talk with it in lines
+    #[arg(long, hide = true)]
+    other_process: bool,
     /// Write the vectors into this file, as the project's program for the CPU takes them, and end
     #[arg(long, value_name = "FILE")]
     write_vectors: Option<PathBuf>,
@@ -120,6 +124,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     }
     if cli.compile_only {
         return compile_only(&cli);
+    }
+    if cli.other_process {
+        return processes::be_other(cli.device).map(|()| ExitCode::SUCCESS);
     }
     let device = match Device::open(cli.device) {
         Ok(device) => device,
@@ -228,6 +235,9 @@ fn check(
     tier::bits(tier_sizes, place, report)?;
     stage("hits of the tier", report);
     tier::hits(tier_sizes, place, report)?;
+    stage("two processes on one device", report);
+    let exchanged = if cli.quick { processes::Sizes::QUICK } else { processes::Sizes::FULL };
+    processes::exchange(device, cli.device, exchanged, report)?;
     let training = if cli.quick { TrainingSizes::quick() } else { TrainingSizes::full() };
     stage("training beside PyTorch's losses", report);
     let models = training::Place { device, kernels: &kernels };

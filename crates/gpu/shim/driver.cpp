@@ -11,7 +11,9 @@
 // REFUSE_LATE, an epilogue's number or `all`: products with it are planned, and refused at their run;
 // FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so is all that waits;
 // PRETENDED_DEVICES, a number: so many that share one memory, instead of one;
-// IGNORE_WAITS: streams wait for no events, as if a program had forgotten to have them wait.
+// IGNORE_WAITS: streams wait for no events, as if a program had forgotten to have them wait;
+// DEVICE_UUID, a number: another device than that of programs without it; NO_IPC: a device whose
+// memory and events other processes can't have (processes.h).
 #include "kernels.h"
 
 #include "collective.h"
@@ -41,12 +43,14 @@ using pretended::Guard;
 using pretended::refuse;
 
 // The bytes that the program has, by where they begin: 1 for the device's, 2 for pinned ones, 3 for
-// the program's own that it registered.
+// the program's own that it registered, 4 for the device's that another process took.
 struct Held {
     size_t bytes;
     int kind;
+    pretended::File file = {}; // of the device's
+    unsigned opened = 0;       // of another process's: how often
 };
-std::map<Address, Held> memory;
+std::map<Address, Held>& memory = *new std::map<Address, Held>; // a thread may use it to the end
 size_t device_bytes = 0;
 int contexts = 0; // how often the one was taken and not given back
 thread_local bool entered = false;
@@ -206,17 +210,18 @@ int cuDeviceGetName(char* name, int bytes, int) {
     std::snprintf(name, (size_t)bytes, "a pretended device");
     return SUCCESS;
 }
-int cuDeviceGetUuid_v2(void* uuid, int) {
-    return std::memcpy(uuid, "pretended device", 16), SUCCESS;
-}
 int cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = MEMORY_BYTES, SUCCESS; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     switch (attribute) {
     case 16: *value = 2; return SUCCESS; // multiprocessors
     case 75: *value = 9; return SUCCESS; // compute capability
     case 76: *value = 0; return SUCCESS;
+    case 125: *value = std::getenv("NO_IPC") == nullptr; return SUCCESS; // memory for others
     default: refuse("cuDeviceGetAttribute", "an attribute that is not pretended");
     }
+}
+int cuDeviceGetUuid_v2(unsigned char* uuid, int) {
+    return pretended::uuid_of_device(uuid), SUCCESS;
 }
 int cuDevicePrimaryCtxRetain(void** context, int) {
     const Guard guard(pretended::all.lock);
@@ -253,10 +258,17 @@ static int allocate(size_t bytes, int kind, Address* address) {
     if (bytes == 0) return INVALID_VALUE;
     if (kind == 1 && bytes > MEMORY_BYTES - device_bytes) return OUT_OF_MEMORY;
     void* place = nullptr;
-    if (posix_memalign(&place, 512, bytes) != 0) return OUT_OF_MEMORY;
+    Held held = {bytes, kind, {}, 0};
+    if (kind == 1) {
+        held.file = pretended::File::make(pretended::OF_MEMORY, bytes);
+        place = held.file.place;
+        if (place == nullptr) return OUT_OF_MEMORY;
+    } else if (posix_memalign(&place, 512, bytes) != 0) {
+        return OUT_OF_MEMORY;
+    }
     std::memset(place, 0xa5, bytes < (64u << 20) ? bytes : 0); // nobody reads what nobody wrote
     *address = (Address)(uintptr_t)place;
-    memory[*address] = {bytes, kind};
+    memory[*address] = held;
     if (kind == 1) device_bytes += bytes;
     return SUCCESS;
 }
@@ -265,9 +277,15 @@ static int release(const char* call, Address address, int kind) {
     auto found = memory.find(address);
     if (found == memory.end() || found->second.kind != kind) refuse(call, "not allocated so");
     if (!pretended::all.idle()) refuse(call, "work that may use it is under way");
-    if (kind == 1) device_bytes -= found->second.bytes;
-    memory.erase(found);
-    return std::free((void*)(uintptr_t)address), SUCCESS;
+    pretended::File file = found->second.file;
+    if (kind == 1) {
+        if (file.is_open_elsewhere()) refuse(call, "another process has it open");
+        device_bytes -= found->second.bytes;
+        file.close();
+    } else {
+        std::free((void*)(uintptr_t)address);
+    }
+    return memory.erase(found), SUCCESS;
 }
 int cuMemAlloc_v2(Address* address, size_t bytes) {
     check_context("cuMemAlloc");
@@ -275,6 +293,55 @@ int cuMemAlloc_v2(Address* address, size_t bytes) {
     return allocate(bytes, 1, address);
 }
 int cuMemFree_v2(Address address) { return release("cuMemFree", address, 1); }
+int cuMemGetAddressRange_v2(Address* base, size_t* bytes, Address address) {
+    check_context("cuMemGetAddressRange");
+    const Guard guard(pretended::all.lock);
+    auto after = memory.upper_bound(address);
+    if (after == memory.begin()) return NOT_FOUND;
+    --after;
+    const auto& [first, held] = *after;
+    if (address >= first + held.bytes || (held.kind != 1 && held.kind != 4)) return NOT_FOUND;
+    return *base = first, *bytes = held.bytes, SUCCESS;
+}
+int cuIpcGetMemHandle(pretended::Handle* handle, Address address) {
+    check_context("cuIpcGetMemHandle");
+    const Guard guard(pretended::all.lock);
+    if (std::getenv("NO_IPC") != nullptr) return 801;
+    auto found = memory.find(address);
+    if (found == memory.end() || found->second.kind != 1) {
+        refuse("cuIpcGetMemHandle", "not where device memory of this process begins");
+    }
+    return *handle = found->second.file.handle, SUCCESS;
+}
+int cuIpcOpenMemHandle_v2(Address* address, pretended::Handle handle, unsigned flags) {
+    check_context("cuIpcOpenMemHandle");
+    const Guard guard(pretended::all.lock);
+    if (flags != 1) refuse("cuIpcOpenMemHandle", "flags other than lazy peer access");
+    for (auto& [first, held] : memory) { // open already?
+        if (held.kind != 4 || std::memcmp(&held.file.handle, &handle, sizeof handle) != 0) continue;
+        held.opened++;
+        return *address = first, SUCCESS;
+    }
+    pretended::File file;
+    const int answer = pretended::File::open(pretended::OF_MEMORY, handle, &file);
+    if (answer != SUCCESS) return answer;
+    file.note_open("cuIpcOpenMemHandle");
+    *address = (Address)(uintptr_t)file.place;
+    memory[*address] = {file.bytes, 4, file, 1};
+    return SUCCESS;
+}
+int cuIpcCloseMemHandle(Address address) {
+    const Guard guard(pretended::all.lock);
+    auto found = memory.find(address);
+    if (found == memory.end() || found->second.kind != 4) {
+        refuse("cuIpcCloseMemHandle", "not opened");
+    }
+    if (--found->second.opened > 0) return SUCCESS;
+    pretended::File file = found->second.file;
+    file.note_closed();
+    file.close();
+    return memory.erase(found), SUCCESS;
+}
 int cuMemHostAlloc(void** place, size_t bytes, unsigned flags) {
     check_context("cuMemHostAlloc");
     if (flags != 3) refuse("cuMemHostAlloc", "flags other than portable and mapped");
@@ -301,7 +368,7 @@ int cuMemHostRegister_v2(void* place, size_t bytes, unsigned flags) {
         --after;
         if (after->first + after->second.bytes > address) return 712; // registered already
     }
-    memory[address] = {bytes, 3};
+    memory[address] = {bytes, 3, {}, 0};
     return SUCCESS;
 }
 int cuMemHostUnregister(void* place) {

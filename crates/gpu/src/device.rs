@@ -81,6 +81,17 @@ impl Context {
         said("cuCtxSetCurrent", unsafe { result::ctx::set_current(self.raw) })
     }
 
+    /// Whether the device lets other processes have its memory and events.
+    pub(crate) fn can_share(&self) -> Result<()> {
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_IPC_EVENT_SUPPORTED;
+        // SAFETY: the device is the driver's.
+        let answer = unsafe { result::device::get_attribute(self.device, attribute) };
+        match said("cuDeviceGetAttribute", answer)? {
+            0 => Err(Error::NotShared),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits for all work of the device that this process has ordered.
     pub(crate) fn settle(&self) -> Result<()> {
         self.enter()?;
@@ -144,8 +155,8 @@ impl Drop for Stream {
 /// A moment in a stream.
 #[derive(Debug)]
 pub struct Event {
-    context: Arc<Context>,
-    raw: sys::CUevent,
+    pub(crate) context: Arc<Context>,
+    pub(crate) raw: sys::CUevent,
     lent: bool, // somebody else destroys it
 }
 
@@ -155,6 +166,10 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
+    pub(crate) fn of(context: &Arc<Context>, raw: sys::CUevent) -> Self {
+        Self { context: Arc::clone(context), raw, lent: false }
+    }
+
     /// An event that somebody else in this process has, by its [`Self::word`].
     ///
     /// # Safety
@@ -199,7 +214,7 @@ impl Event {
 impl Drop for Event {
     fn drop(&mut self) {
         if !self.lent && self.context.enter().is_ok() {
-            // SAFETY: made by `Device::event`, destroyed here alone.
+            // SAFETY: made or opened by `Device`, destroyed here alone.
             let _ = unsafe { result::event::destroy(self.raw) };
         }
     }

@@ -121,10 +121,10 @@ impl Direct {
     }
 
     /// What is ordered from here on comes after the lists are up, and after an event of the
-    /// caller's.
-    pub fn begin(&self, lists: &DirectLists, after: &Event) -> Result<()> {
+    /// caller's, if it has one that has not happened.
+    pub fn begin(&self, lists: &DirectLists, after: Option<&Event>) -> Result<()> {
         self.stream.wait_for(&lists.sent)?;
-        self.stream.wait_for(after)
+        after.map_or(Ok(()), |after| self.stream.wait_for(after))
     }
 
     /// Gathers the rows of some of the stage's keys. out: [keys, floats]

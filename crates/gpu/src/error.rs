@@ -121,6 +121,12 @@ pub enum Error {
         /// The host's.
         expected: u64,
     },
+    /// The device lets no other process have its memory and events.
+    #[error("the device shares neither memory nor events with other processes")]
+    NotShared,
+    /// A handle is for other processes than the one that made it.
+    #[error("a handle of memory or of an event is for other processes; this one made it")]
+    OwnHandle,
     /// A module has no kernel of that name.
     #[error("no kernel {0} in the module")]
     NoKernel(String),

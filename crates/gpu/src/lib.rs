@@ -22,6 +22,7 @@ mod module;
 mod probe;
 mod products;
 mod replay;
+mod share;
 mod slots;
 mod table_vectors;
 mod transfer;

@@ -148,7 +148,7 @@ impl Buffer {
         self.check(offset, bytes.len() as u64)?;
         self.block.context.settle()?;
         match self.block.kind {
-            Kind::Device | Kind::Lent => {
+            Kind::Device | Kind::Opened | Kind::Lent => {
                 let at = self.address() + offset;
                 // SAFETY: the bytes lie within the block, which `self` keeps.
                 said("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(at, bytes) })
@@ -169,7 +169,7 @@ impl Buffer {
         self.check(offset, bytes.len() as u64)?;
         self.block.context.settle()?;
         match self.block.kind {
-            Kind::Device | Kind::Lent => {
+            Kind::Device | Kind::Opened | Kind::Lent => {
                 let at = self.address() + offset;
                 // SAFETY: the bytes lie within the block, which `self` keeps.
                 said("cuMemcpyDtoH", unsafe { result::memcpy_dtoh_sync(bytes, at) })
@@ -210,8 +210,34 @@ impl Buffer {
         match self.block.kind {
             // SAFETY: the buffer lies within the block.
             Kind::Pinned { host } => Some(unsafe { host.add(self.offset as usize) }),
-            Kind::Device | Kind::Lent => None,
+            Kind::Device | Kind::Opened | Kind::Lent => None,
         }
+    }
+
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.block.context
+    }
+
+    /// Where what it is a part of begins, and how long that is.
+    pub(crate) fn whole(&self) -> (u64, u64) {
+        (self.block.address, self.block.bytes)
+    }
+
+    /// The whole of what another process shares, opened at that address.
+    ///
+    /// # Safety
+    /// It was opened once more than it was closed.
+    pub(crate) unsafe fn opened(context: &Arc<Context>, address: u64) -> Result<Self> {
+        let context = Arc::clone(context);
+        let mut block = Block { context, kind: Kind::Opened, address, bytes: 0 };
+        let (mut first, mut bytes) = (0, 0);
+        // SAFETY: it writes two numbers.
+        let answer =
+            unsafe { sys::cuMemGetAddressRange_v2(&raw mut first, &raw mut bytes, address) };
+        said("cuMemGetAddressRange", answer.result())?; // closes it, as all that follows
+        block.bytes = (first + bytes as u64).saturating_sub(address);
+        let bytes = block.bytes;
+        Ok(Self { block: Arc::new(block), offset: 0, bytes })
     }
 
     fn check(&self, offset: u64, bytes: u64) -> Result<()> {
@@ -232,6 +258,8 @@ enum Kind {
     Pinned {
         host: *mut u8,
     },
+    /// The device's, taken by another process.
+    Opened,
     /// The device's, held by somebody else.
     Lent,
 }
@@ -265,6 +293,7 @@ impl Drop for Block {
             match self.kind {
                 Kind::Device => result::free_sync(self.address),
                 Kind::Pinned { host } => result::free_host(host.cast()),
+                Kind::Opened => sys::cuIpcCloseMemHandle(self.address).result(),
                 Kind::Lent => Ok(()),
             }
         };

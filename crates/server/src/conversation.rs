@@ -4,13 +4,14 @@
 
 use std::time::Duration;
 
-use table::{KeyBatch, RowStatus, Step};
+use table::{DevicePlaces, KeyBatch, RowStatus, Step};
 use tokio::sync::mpsc;
 use tonic::Status;
 use wire::proto::request::Request as Asked;
 use wire::proto::response::Result as Outcome;
 use wire::{Code, Error, Result, Session, packed, proto};
 
+use crate::elsewhere;
 use crate::metrics::{Metrics, Operation};
 use crate::session::EngineSession;
 
@@ -36,31 +37,35 @@ impl Conversation {
         responses: &mpsc::Sender<std::result::Result<proto::Response, Status>>,
     ) {
         while let Some(request) = requests.blocking_recv() {
-            let response = self.answer(request);
+            // a worker that was killed may have left more requests than wait here
+            let gone = || requests.is_closed() || responses.is_closed();
+            let response = self.answer(request, &gone);
             let _ = responses.blocking_send(Ok(response));
         }
     }
 
-    fn answer(&mut self, request: proto::Request) -> proto::Response {
+    /// Answers a request; `gone` tells whether nobody sends any more.
+    fn answer(&mut self, request: proto::Request, gone: &dyn Fn() -> bool) -> proto::Response {
         let request_id = request.request_id;
         let outcome = self
             .check_bytes("request", proto::request_bytes(&request))
             .and_then(|()| request.request.ok_or_else(unknown_request))
-            .and_then(|asked| self.carry_out(asked));
+            .and_then(|asked| self.carry_out(asked, gone));
         respond(request_id, outcome)
     }
 
-    fn carry_out(&mut self, asked: Asked) -> Result<Outcome> {
+    fn carry_out(&mut self, asked: Asked, gone: &dyn Fn() -> bool) -> Result<Outcome> {
         let operation = match asked {
             Asked::Open(_) => {
                 return Err(Error::new(Code::InvalidArgument, "the session is open already"));
             }
             Asked::Stage(_) => Operation::Stage,
-            Asked::Pull(_) => Operation::Pull,
-            Asked::Push(_) => Operation::Push,
+            Asked::Pull(_) | Asked::PullOnDevice(_) => Operation::Pull,
+            Asked::Push(_) | Asked::PushOnDevice(_) => Operation::Push,
             Asked::Release(_) => Operation::Release,
             Asked::Lookup(_) => Operation::Lookup,
             Asked::Assign(_) => Operation::Assign,
+            Asked::ShareDevice(_) => Operation::ShareDevice,
         };
         let timer = self.metrics.start(operation);
         let outcome = match asked {
@@ -71,6 +76,9 @@ impl Conversation {
             Asked::Release(release) => self.session.release(Step(release.step)).map(done),
             Asked::Lookup(lookup) => self.lookup(lookup),
             Asked::Assign(assign) => self.assign(assign),
+            Asked::ShareDevice(share) => self.share_device(share),
+            Asked::PullOnDevice(pull) => self.pull_on_device(pull, gone),
+            Asked::PushOnDevice(push) => self.push_on_device(push, gone),
         };
         timer.finish(&self.metrics, outcome.as_ref().err());
         outcome
@@ -122,6 +130,31 @@ impl Conversation {
         let keys = keys_of(assign.keys)?;
         self.unpack("rows", &assign.rows)?;
         self.session.assign(&keys, &self.scratch).map(done)
+    }
+
+    fn share_device(&mut self, share: proto::ShareDevice) -> Result<Outcome> {
+        let places = DevicePlaces::try_from(share)?;
+        self.session.share_device(&places).map(done)
+    }
+
+    fn pull_on_device(
+        &self,
+        pull: proto::PullOnDevice,
+        gone: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
+        let proto::PullOnDevice { step, slot } = pull;
+        let pulled = elsewhere::pull(&self.session, Step(step), slot, gone)?;
+        let stalled_ns = nanoseconds(pulled.stalled);
+        Ok(Outcome::PulledOnDevice(proto::PulledOnDevice { stalled_ns }))
+    }
+
+    fn push_on_device(
+        &self,
+        push: proto::PushOnDevice,
+        gone: &dyn Fn() -> bool,
+    ) -> Result<Outcome> {
+        let proto::PushOnDevice { step, slot, learning_rate } = push;
+        elsewhere::push(&self.session, Step(step), slot, learning_rate, gone).map(done)
     }
 
     /// Unpacks floats into the scratch memory, aligned.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use table::units::format_bytes;
-use table::{Limits, StoreStatus, TableId, TableSpec};
+use table::{DeviceId, Limits, StoreStatus, TableId, TableSpec};
 use tiers::{Durability, Store, StoreConfig, TableShare};
 use tokio::sync::watch;
 use wire::Code;
@@ -147,6 +147,11 @@ impl Engine {
     /// What a session may ask for.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The device whose memory rows are in, where workers of other processes may share slots.
+    pub fn device_for_others(&self) -> Option<DeviceId> {
+        self.store.device_for_others()
     }
 
     /// Every table, in the order of their numbers.

@@ -108,6 +108,7 @@ pub(crate) fn session_error(error: &tiers::Error) -> wire::Error {
         tiers::Error::Config { .. }
         | tiers::Error::Table(_)
         | tiers::Error::OtherDevice { .. }
+        | tiers::Error::Slots(_)
         | tiers::Error::InvalidArgument { .. } => Code::InvalidArgument,
         tiers::Error::UnknownTable { .. } => Code::NotFound,
         tiers::Error::AlreadyExists { .. } => Code::AlreadyExists,

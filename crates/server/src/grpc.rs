@@ -169,7 +169,9 @@ async fn open(
         };
         let opened = |_: &_| {
             let limits = Some(engine.limits().into());
-            Outcome::Opened(proto::Opened { version: VERSION.to_owned(), limits })
+            let device = engine.device_for_others();
+            let device = device.map(|device| device.0.to_vec().into()).unwrap_or_default();
+            Outcome::Opened(proto::Opened { version: VERSION.to_owned(), limits, device })
         };
         let response =
             respond(request.request_id, outcome.as_ref().map(opened).map_err(Clone::clone));

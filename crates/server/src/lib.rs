@@ -9,6 +9,7 @@
 mod args;
 mod config;
 mod conversation;
+mod elsewhere;
 mod embedded;
 mod engine;
 mod error;

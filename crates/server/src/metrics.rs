@@ -108,6 +108,8 @@ pub enum Operation {
     Lookup,
     /// Setting rows.
     Assign,
+    /// Opening a worker's slots on a device.
+    ShareDevice,
     /// Making a table.
     CreateTable,
     /// Listing tables.
@@ -117,7 +119,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 10] = [
+    const ALL: [Operation; 11] = [
         Operation::Stage,
         Operation::Staging,
         Operation::Pull,
@@ -125,6 +127,7 @@ impl Operation {
         Operation::Release,
         Operation::Lookup,
         Operation::Assign,
+        Operation::ShareDevice,
         Operation::CreateTable,
         Operation::ListTables,
         Operation::GetStatus,
@@ -139,6 +142,7 @@ impl Operation {
             Operation::Release => "release",
             Operation::Lookup => "lookup",
             Operation::Assign => "assign",
+            Operation::ShareDevice => "share_device",
             Operation::CreateTable => "create_table",
             Operation::ListTables => "list_tables",
             Operation::GetStatus => "get_status",

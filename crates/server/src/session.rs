@@ -147,6 +147,22 @@ impl EngineSession {
         }
     }
 
+    /// Looks until a worker in another process has done in a slot what it said it had ordered.
+    pub(crate) fn look_for_worker(
+        &self,
+        slot: u32,
+        given_up: impl FnMut() -> bool,
+    ) -> Result<bool> {
+        let places = self.shared_places()?;
+        self.told(self.engine.store().look_for_worker(&places, slot, given_up))
+    }
+
+    /// Waits until what was ordered in a slot is done.
+    pub(crate) fn finish_slot(&self, slot: u32) -> Result<()> {
+        let places = self.shared_places()?;
+        self.told(self.engine.store().finish_slot(&places, slot))
+    }
+
     fn shared_places(&self) -> Result<Arc<Places>> {
         let missing = || Error::new(Code::InvalidArgument, "no places on the device were shared");
         self.places.lock().clone().ok_or_else(missing)
@@ -257,9 +273,13 @@ impl Session for EngineSession {
     }
 
     fn share_device(&self, places: &DevicePlaces) -> Result<()> {
+        let before = self.places.lock().take();
+        if let Some(before) = before {
+            self.told(self.engine.store().settle_on_device(&before))?;
+        }
         let lent = self.told(self.engine.store().lend_places(places))?;
-        let before = self.places.lock().replace(Arc::new(lent));
-        before.map_or(Ok(()), |places| self.told(self.engine.store().settle_on_device(&places)))
+        *self.places.lock() = Some(Arc::new(lent));
+        Ok(())
     }
 
     fn pull_on_device(&self, step: Step, slot: u32) -> Result<Pulled> {

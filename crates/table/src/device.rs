@@ -30,6 +30,8 @@ pub struct DevicePlaces {
 pub enum DeviceSlots {
     /// Of a worker in the session's own process.
     Here(Vec<DeviceSlot>),
+    /// Of a worker in another process of the machine.
+    Shared(Vec<SharedSlot>),
 }
 
 /// A place for the rows of one step and for their gradients.
@@ -56,11 +58,46 @@ pub struct DeviceSlot {
     pub session_done: u64,
 }
 
+/// A [`DeviceSlot`] as another process finds it: what it names stays until the worker has shared
+/// other places, or none, and was answered.
+///
+/// The two events are looked for by hosts, never waited for by streams of the other process before
+/// they have happened: who is killed takes with it what it had recorded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedSlot {
+    /// The rows' floats.
+    pub rows: SharedBytes,
+    /// Their gradients', as many.
+    pub gradients: SharedBytes,
+    /// An event (`CUipcEventHandle`) that the worker records.
+    pub worker_done: DeviceHandle,
+    /// An event that the session records.
+    pub session_done: DeviceHandle,
+}
+
+/// A part of a worker's memory on a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedBytes {
+    /// The whole (`CUipcMemHandle`).
+    pub memory: DeviceHandle,
+    /// Where in it the part begins, a multiple of 16.
+    pub offset: u64,
+    /// How long the part is.
+    pub bytes: u64,
+}
+
+/// The driver's name of a thing that other processes may open.
+pub type DeviceHandle = [u8; 64];
+
 impl DeviceSlots {
+    /// More than that nobody shares.
+    pub const MAX: usize = 16;
+
     /// How many there are.
     pub fn len(&self) -> usize {
         match self {
             Self::Here(slots) => slots.len(),
+            Self::Shared(slots) => slots.len(),
         }
     }
 

@@ -15,7 +15,9 @@ mod status;
 pub mod units;
 
 pub use batch::{KeyBatch, KeyRun};
-pub use device::{DeviceId, DevicePlaces, DeviceSlot, DeviceSlots};
+pub use device::{
+    DeviceHandle, DeviceId, DevicePlaces, DeviceSlot, DeviceSlots, SharedBytes, SharedSlot,
+};
 pub use error::{Error, Result};
 pub use id::{Key, Step, TableId};
 pub use initializer::Initializer;

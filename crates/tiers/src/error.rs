@@ -138,6 +138,9 @@ pub enum Error {
     /// The device refused a call.
     #[error("device memory: {0}")]
     Device(#[from] gpu::Error),
+    /// The slots of a worker in another process can't be opened.
+    #[error("slots of another process: {0}")]
+    Slots(gpu::Error),
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

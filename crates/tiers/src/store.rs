@@ -198,6 +198,11 @@ impl Store {
         self.inner.device.as_ref().map(|tier| tier.id())
     }
 
+    /// The same, where other processes may share places on it.
+    pub fn device_for_others(&self) -> Option<DeviceId> {
+        self.inner.device.as_ref().filter(|tier| tier.shares()).map(|tier| tier.id())
+    }
+
     /// Takes a worker's places on the device, as [`table::DevicePlaces`] has the rules. From here on
     /// addresses of staged rows go up when a step is staged.
     pub fn lend_places(&self, places: &DevicePlaces) -> Result<Places> {
@@ -224,6 +229,22 @@ impl Store {
     ) -> Result<()> {
         self.check_own(staged);
         self.inner.push_on_device(staged, places, slot, learning_rate)
+    }
+
+    /// Looks until a worker in another process has done in a slot what it said it had ordered; false
+    /// if it is given up, and then no work may be ordered there.
+    pub fn look_for_worker(
+        &self,
+        places: &Places,
+        slot: u32,
+        given_up: impl FnMut() -> bool,
+    ) -> Result<bool> {
+        self.inner.look_for_worker(places, slot, given_up)
+    }
+
+    /// Waits until what was ordered in a slot is done.
+    pub fn finish_slot(&self, places: &Places, slot: u32) -> Result<()> {
+        self.inner.finish_slot(places, slot)
     }
 
     /// Waits until all pushes from these places are done, and tells the first error among them.

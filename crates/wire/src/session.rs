@@ -92,6 +92,12 @@ pub trait Session: Send + Sync {
         None
     }
 
+    /// Whether [`Self::device`] is worked with in another process, so that slots are shared as
+    /// [`table::DeviceSlots::Shared`].
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
+
     /// Says where the worker's slots lie on [`Self::device`]: once after opening, and again when
     /// they moved. No step may be pulled there and neither pushed nor released. What was said
     /// before is forgotten, and not used after this returns but by work that is under way.

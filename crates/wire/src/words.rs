@@ -2,8 +2,9 @@
 //! limits or at what the server holds.
 
 use table::{
-    Admission, Counters, Expiry, Initializer, Key, KeyBatch, KeyRun, Limits, Optimizer, RowStatus,
-    Step, StoreStatus, TableId, TableSpec, TableStatus, TierCounters, TierStatus,
+    Admission, Counters, DeviceHandle, DeviceId, DevicePlaces, DeviceSlots, Expiry, Initializer,
+    Key, KeyBatch, KeyRun, Limits, Optimizer, RowStatus, SharedBytes, SharedSlot, Step,
+    StoreStatus, TableId, TableSpec, TableStatus, TierCounters, TierStatus,
 };
 
 use crate::proto;
@@ -46,6 +47,89 @@ impl TryFrom<proto::Stage> for (Step, KeyBatch) {
         keys.set_next_uses(packed::unpack_counts("next_uses", &next_uses)?)?;
         Ok((Step(step), keys))
     }
+}
+
+impl TryFrom<&DevicePlaces> for proto::ShareDevice {
+    type Error = Error;
+
+    fn try_from(places: &DevicePlaces) -> Result<Self> {
+        let DeviceSlots::Shared(slots) = &places.slots else {
+            let message = "slots of this process's own addresses mean nothing to a server";
+            return Err(Error::new(Code::InvalidArgument, message));
+        };
+        let handle = |handle: &DeviceHandle| handle.to_vec().into();
+        let bytes = |part: &SharedBytes| {
+            let SharedBytes { memory, offset, bytes } = part;
+            Some(proto::DeviceBytes { memory: handle(memory), offset: *offset, bytes: *bytes })
+        };
+        let slot = |slot: &SharedSlot| proto::DeviceSlot {
+            rows: bytes(&slot.rows),
+            gradients: bytes(&slot.gradients),
+            worker_done: handle(&slot.worker_done),
+            session_done: handle(&slot.session_done),
+        };
+        let device = places.device.0.to_vec().into();
+        Ok(proto::ShareDevice { device, slots: slots.iter().map(slot).collect() })
+    }
+}
+
+impl TryFrom<proto::ShareDevice> for DevicePlaces {
+    type Error = Error;
+
+    fn try_from(message: proto::ShareDevice) -> Result<Self> {
+        let device = device_of(&message.device)?;
+        let (count, most) = (message.slots.len(), DeviceSlots::MAX);
+        if count > most {
+            let message = format!("{count} slots are shared, the limit is {most}");
+            return Err(Error::new(Code::TooLarge, message));
+        }
+        let slots: Vec<SharedSlot> =
+            message.slots.into_iter().map(slot_of).collect::<Result<_>>()?;
+        Ok(DevicePlaces { device, slots: DeviceSlots::Shared(slots) })
+    }
+}
+
+/// A device by the bytes of its UUID.
+pub(crate) fn device_of(bytes: &[u8]) -> Result<DeviceId> {
+    Ok(DeviceId(bytes_of("the UUID of a device", bytes)?))
+}
+
+fn slot_of(slot: proto::DeviceSlot) -> Result<SharedSlot> {
+    let slot = SharedSlot {
+        rows: part_of("rows", slot.rows)?,
+        gradients: part_of("gradients", slot.gradients)?,
+        worker_done: bytes_of("the handle of an event", &slot.worker_done)?,
+        session_done: bytes_of("the handle of an event", &slot.session_done)?,
+    };
+    let (rows, gradients) = (slot.rows.bytes, slot.gradients.bytes);
+    if rows != gradients {
+        let message = format!("a slot has {rows} bytes for rows and {gradients} for gradients");
+        return Err(Error::new(Code::InvalidArgument, message));
+    }
+    Ok(slot)
+}
+
+fn part_of(what: &str, part: Option<proto::DeviceBytes>) -> Result<SharedBytes> {
+    let wrong = |why: &str| {
+        Error::new(Code::InvalidArgument, format!("the place of a slot's {what} {why}"))
+    };
+    let proto::DeviceBytes { memory, offset, bytes } = part.ok_or_else(|| wrong("is missing"))?;
+    if !offset.is_multiple_of(16) || !bytes.is_multiple_of(4) {
+        return Err(wrong(&format!(
+            "is {bytes} bytes from byte {offset}, expected multiples of 4 from one of 16"
+        )));
+    }
+    if offset.checked_add(bytes).is_none() {
+        return Err(wrong(&format!("is {bytes} bytes from byte {offset}, beyond all memory")));
+    }
+    Ok(SharedBytes { memory: bytes_of("the handle of memory", &memory)?, offset, bytes })
+}
+
+fn bytes_of<const N: usize>(what: &str, bytes: &[u8]) -> Result<[u8; N]> {
+    bytes.try_into().map_err(|_| {
+        let message = format!("{what} has {} bytes, expected {N}", bytes.len());
+        Error::new(Code::InvalidArgument, message)
+    })
 }
 
 impl From<&Error> for proto::Status {
@@ -532,6 +616,33 @@ mod tests {
         }
 
         #[test]
+        fn slots_come_back(
+            device: [u8; 16],
+            slots in prop::collection::vec((any::<u8>(), 0_u64..1 << 40, 0_u64..1 << 40), 0..17))
+        {
+            let slot = |(byte, offset, floats): (u8, u64, u64)| {
+                let bytes = SharedBytes { memory: [byte; 64], offset: 16 * offset, bytes: 4 * floats };
+                SharedSlot {
+                    rows: bytes.clone(),
+                    gradients: SharedBytes { offset: 0, ..bytes },
+                    worker_done: [byte ^ 1; 64],
+                    session_done: [byte ^ 2; 64],
+                }
+            };
+            let slots = DeviceSlots::Shared(slots.into_iter().map(slot).collect());
+            let places = DevicePlaces { device: DeviceId(device), slots };
+            let message = proto::ShareDevice::try_from(&places).unwrap().encode_to_vec();
+            let message = proto::ShareDevice::decode(&message[..]).unwrap();
+            match DevicePlaces::try_from(message) {
+                Ok(again) => prop_assert_eq!(again, places),
+                Err(error) => {
+                    prop_assert_eq!(error.message(), "17 slots are shared, the limit is 16");
+                    prop_assert_eq!(places.slots.len(), 17);
+                }
+            }
+        }
+
+        #[test]
         fn arbitrary_bytes_are_refused_or_read_and_never_panic(
             bytes in prop::collection::vec(any::<u8>(), 0..512))
         {
@@ -546,6 +657,7 @@ mod tests {
             }
             let _ = proto::Stage::decode(&bytes[..]).map(<(Step, KeyBatch)>::try_from);
             let _ = proto::Keys::decode(&bytes[..]).map(KeyBatch::try_from);
+            let _ = proto::ShareDevice::decode(&bytes[..]).map(DevicePlaces::try_from);
             let _ = proto::TableSpec::decode(&bytes[..]).map(TableSpec::try_from);
             let _ = proto::StoreStatus::decode(&bytes[..]).map(StoreStatus::try_from);
             let _ = proto::Response::decode(&bytes[..]);
@@ -576,6 +688,35 @@ mod tests {
         let stage = proto::Stage { keys, next_uses: vec![0; 4].into(), ..Default::default() };
         let error = <(Step, KeyBatch)>::try_from(stage).unwrap_err();
         assert_eq!(error.message(), "1 next uses for 0 keys");
+        let error = DevicePlaces::try_from(proto::ShareDevice::default()).unwrap_err();
+        assert_eq!(error.message(), "the UUID of a device has 0 bytes, expected 16");
+        let share = |slot: proto::DeviceSlot| {
+            let device = vec![0; 16].into();
+            DevicePlaces::try_from(proto::ShareDevice { device, slots: vec![slot] })
+        };
+        let error = share(proto::DeviceSlot::default()).unwrap_err();
+        assert_eq!(error.message(), "the place of a slot's rows is missing");
+        let part =
+            |offset, bytes| Some(proto::DeviceBytes { memory: vec![0; 64].into(), offset, bytes });
+        let slot = |rows, gradients| proto::DeviceSlot { rows, gradients, ..Default::default() };
+        for (rows, gradients, words) in [
+            (part(8, 4), part(0, 4), "multiples of 4 from one of 16"),
+            (part(0, 3), part(0, 3), "multiples of 4"),
+            (part(u64::MAX - 15, 16), part(0, 16), "beyond all memory"),
+            (part(0, 4), part(0, 4), "the handle of an event has 0 bytes"),
+        ] {
+            let error = share(slot(rows, gradients)).unwrap_err();
+            assert!(error.message().contains(words), "{error}");
+        }
+        let unequal = proto::DeviceSlot {
+            worker_done: vec![0; 64].into(),
+            session_done: vec![0; 64].into(),
+            ..slot(part(0, 4), part(0, 8))
+        };
+        let error = share(unequal).unwrap_err();
+        assert_eq!(error.message(), "a slot has 4 bytes for rows and 8 for gradients");
+        let here = DevicePlaces { device: DeviceId([0; 16]), slots: DeviceSlots::Here(vec![]) };
+        assert!(proto::ShareDevice::try_from(&here).is_err());
         let error = unpack_statuses(&[1, 6, 0]).unwrap_err();
         assert_eq!(error.message(), "status of a row is 0, expected 1 to 6");
     }

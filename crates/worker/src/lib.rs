@@ -12,6 +12,7 @@ mod error;
 mod evaluate;
 mod generate;
 mod pipeline;
+mod places;
 mod predict;
 mod progress;
 mod quality;

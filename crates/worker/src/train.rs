@@ -24,8 +24,7 @@ use crate::report::{Report, Test};
 use crate::setup::{Training, bayes_of};
 use crate::tensorboard::EventFile;
 use crate::trace::{STEPS_MAX, span};
-use crate::weights;
-use crate::{Error, Result};
+use crate::{Error, Result, places, weights};
 
 /// Trains as `args` say, evaluates if asked to, saves, and returns the report. `stop` ends the
 /// training after the step at hand; what was trained is then saved all the same.
@@ -112,7 +111,7 @@ fn train(
     let (source, read, seed) = (&training.source, &training.read, training.card.seed);
     let (window_rows, epochs) = (args.shuffle_window, args.nepochs);
     let tally = Tally::default();
-    let on_device = share_places(session, &mut training.model)?;
+    let on_device = places::share(session, &mut training.model)?;
     report.rows_on_device = on_device;
     let mut steps = Steps {
         session,
@@ -161,23 +160,12 @@ fn train(
     report.stage_s = tally.stage_ns.load(Ordering::Relaxed) as f64 * 1e-9;
     report.rows_skipped = tally.rows_skipped.load(Ordering::Relaxed);
     report.interrupted = stop.load(Ordering::Relaxed);
-    outcome
+    let taken_back = if on_device { places::take_back(session) } else { Ok(()) };
+    outcome.and(taken_back)
 }
 
 /// A pull of fewer floats is over before another thread has woken up for it.
 const FLOATS_BESIDE: usize = 1 << 18;
-
-/// Whether rows go between session and network on the device: both have to be on the same.
-fn share_places(session: &dyn Session, model: &mut Network) -> Result<bool> {
-    let Some(device) = session.device() else { return Ok(false) };
-    match model.places().filter(|places| places.device == device) {
-        Some(places) => {
-            session.share_device(&places).map_err(Error::session("share the device"))?;
-            Ok(true)
-        }
-        None => Ok(false),
-    }
-}
 
 /// The learning rates of the dense part and of the tables.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@
 use bytemuck::Pod;
 use gpu::kernels::FEW;
 use gpu::{BagTerms, Buffer, Download, Event, Memory, RowTerms, Upload};
-use table::DeviceSlot;
+use table::{DeviceSlot, SharedSlot};
 
 use super::arena::padded;
 use super::layers::Activations;
@@ -141,7 +141,7 @@ impl Slot {
         let total = sizes.iter().map(rounded).sum::<u64>();
         let brief = machine.brief();
         let budget = total + Activations::bytes(room.batch, width, brief);
-        let mut memory = Memory::take(&machine.device, budget)?;
+        let mut memory = Memory::take_shared(&machine.device, budget)?;
         let dense = Activations::new(&mut memory, room.batch, width, brief)?;
         let mut sizes = sizes.into_iter();
         let mut next = || memory.buffer(sizes.next().expect("one for each buffer"));
@@ -186,6 +186,24 @@ impl Slot {
             worker_done: self.worker_done.word(),
             session_done: self.session_done.word(),
         }
+    }
+
+    /// The slot in the words of a session in another process. Events are made anew: those that the
+    /// slot had were for this process alone, and no session has them.
+    pub(super) fn shared_place(
+        &mut self,
+        machine: &Machine,
+        gradients: &Buffer,
+    ) -> Result<SharedSlot> {
+        self.worker_done = machine.device.shared_event()?;
+        self.session_done = machine.device.shared_event()?;
+        let bytes = self.rows.bytes().min(gradients.bytes());
+        Ok(SharedSlot {
+            rows: self.rows.part(0, bytes)?.share()?,
+            gradients: gradients.part(0, bytes)?.share()?,
+            worker_done: self.worker_done.share()?,
+            session_done: self.session_done.share()?,
+        })
     }
 
     /// Pinned memory for the rows of the batch that is brought next. Waits until the last one's are

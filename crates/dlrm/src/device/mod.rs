@@ -32,7 +32,7 @@ use self::lists::Lists;
 use self::machine::Machine;
 pub use self::resident::{ResidentBatch, ResidentInput, ResidentTable};
 pub use self::shared::NextPlace;
-use self::shared::PendingLoss;
+use self::shared::{Elsewhere, PendingLoss};
 use crate::step::{FeatureRows, PredictInput, PulledInput};
 use crate::{Architecture, DenseOptimizer, Error, Interaction, Loss, Model, Result};
 
@@ -82,6 +82,8 @@ pub struct DeviceModel {
     steps: u32,
     gradients_ready: bool,
     shared: bool,                   // whether a session may work in the slots
+    elsewhere: Option<Elsewhere>,   // of a session in another process
+    moved: bool,                    // whether slots moved since they were told
     pending: VecDeque<PendingLoss>, // of steps in their order
 }
 
@@ -191,6 +193,8 @@ impl DeviceModel {
             steps,
             gradients_ready: false,
             shared: false,
+            elsewhere: None,
+            moved: false,
             pending: VecDeque::new(),
         };
         model.shorten_weights()?;
@@ -390,10 +394,17 @@ impl DeviceModel {
     /// More memory for what batches bring: what was recorded with the old is forgotten first.
     fn grow(&mut self, architecture: &Architecture, room: Room) -> Result<()> {
         self.plans.iter_mut().for_each(|plan| plan.recorded.clear());
+        let mut before = Vec::new();
         for slot in &mut self.slots {
-            *slot = Slot::new(&self.machine, architecture, room)?;
+            let grown = Slot::new(&self.machine, architecture, room)?;
+            before.push(std::mem::replace(slot, grown));
         }
-        (self.row_gradients, self.down) = results(&self.machine, architecture, room)?;
+        let (row_gradients, down) = results(&self.machine, architecture, room)?;
+        let gradients = std::mem::replace(&mut self.row_gradients, row_gradients);
+        if let Some(elsewhere) = &mut self.elsewhere {
+            elsewhere.before.push((before, gradients));
+        }
+        (self.down, self.moved) = (down, self.shared);
         self.room = room;
         Ok(())
     }
@@ -504,7 +515,7 @@ fn results(
 ) -> Result<(Buffer, Download)> {
     let bytes = (4 * room.rows * architecture.sparse_feature_size) as u64;
     let budget = bytes.next_multiple_of(256); // whole as the memory hands it out
-    let buffer = Memory::take(&machine.device, budget)?.buffer(bytes)?;
+    let buffer = Memory::take_shared(&machine.device, budget)?.buffer(bytes)?;
     let brought = bytes.max(4 * room.batch as u64);
     Ok((buffer, Download::new(&machine.device, BROUGHT_AT + brought)?))
 }

@@ -2,9 +2,10 @@
 //! it takes from there: nothing of them crosses the bus, and the host waits for nothing but a loss,
 //! a step late. It knows no session: `table::DevicePlaces` has the rules that both keep.
 
-use table::{DevicePlaces, DeviceSlots};
+use gpu::Buffer;
+use table::{DeviceId, DevicePlaces, DeviceSlots};
 
-use super::inputs::RowSource;
+use super::inputs::{RowSource, Slot};
 use super::machine::Machine;
 use super::{DeviceModel, Work, check};
 use crate::step::PulledInput;
@@ -28,26 +29,54 @@ pub(super) enum PendingLoss {
     Here(f32),
 }
 
+/// What a session in another process has open.
+#[derive(Debug, Default)]
+pub(super) struct Elsewhere {
+    /// Slots and gradients that moved: kept until the session knows of those in their place.
+    pub(super) before: Vec<(Vec<Slot>, Buffer)>,
+}
+
 impl DeviceModel {
+    /// The device that it is on.
+    pub fn device_id(&self) -> DeviceId {
+        self.machine.device.description().id
+    }
+
     /// The slots for a session on the same device. They stay where they are until a
     /// [`Self::next_place`] says that they moved, or the model is dropped.
     pub fn places(&mut self) -> DevicePlaces {
         self.shared = true;
         let slots = self.slots.iter().map(|slot| slot.place(&self.row_gradients)).collect();
-        let device = self.machine.device.description().id;
-        DevicePlaces { device, slots: DeviceSlots::Here(slots) }
+        DevicePlaces { device: self.device_id(), slots: DeviceSlots::Here(slots) }
+    }
+
+    /// The same for a session in another process. The model is dropped after the session was told
+    /// of other slots, or none.
+    pub fn places_elsewhere(&mut self) -> Result<DevicePlaces> {
+        self.shared = true;
+        self.elsewhere.get_or_insert_default();
+        let Self { slots, machine, row_gradients, .. } = self;
+        let slots = slots.iter_mut().map(|slot| slot.shared_place(machine, row_gradients));
+        let slots = DeviceSlots::Shared(slots.collect::<Result<_>>()?);
+        Ok(DevicePlaces { device: self.device_id(), slots })
     }
 
     /// The slot of the next batch, with room for so many rows and terms: rows that samples take,
     /// counted each time. The last push must be ordered.
     pub fn next_place(&mut self, rows: usize, terms: usize) -> Result<NextPlace> {
-        let mut moved = None;
+        if let (Some(elsewhere), false) = (&mut self.elsewhere, self.moved) {
+            elsewhere.before.clear(); // the session was told of others
+        }
         if !self.room.holds(rows, terms) {
             self.fetch_losses(|_| true)?;
             let architecture = self.host.architecture().clone();
             self.grow(&architecture, self.room.grown(rows, terms))?;
-            moved = Some(self.places());
         }
+        let moved = match (std::mem::take(&mut self.moved), &self.elsewhere) {
+            (false, _) => None,
+            (true, None) => Some(self.places()),
+            (true, Some(_)) => Some(self.places_elsewhere()?),
+        };
         let slot = self.next_slot;
         self.fetch_losses(|other| other == slot)?; // the next one goes there
         Ok(NextPlace { slot: slot as u32, moved })

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use gpu::{Absent, Buffer, DirectLists, Event};
-use table::{DeviceId, DevicePlaces, DeviceSlot, DeviceSlots, Key};
+use table::{DeviceId, DevicePlaces, DeviceSlot, DeviceSlots, Key, SharedSlot};
 
 use super::steps::{alike, range_of};
 use super::{DeviceTier, Resolved};
@@ -26,7 +26,7 @@ const SPARE_MAX: usize = 64;
 
 /// A worker's places on the device, and what its pushes came to.
 pub struct Places {
-    slots: Vec<Slot>,
+    slots: Vec<Slot>, // of a worker in another process: opened, and closed when this is dropped
     outcomes: Arc<Outcomes>,
 }
 
@@ -35,6 +35,8 @@ struct Slot {
     gradients: Buffer,
     worker_done: Event,
     session_done: Event,
+    /// Of a worker in another process, whose events no stream waits for: the caller has looked.
+    is_elsewhere: bool,
 }
 
 /// What became of the pushes from some places.
@@ -93,6 +95,22 @@ impl DeviceTier {
         Some(spare.swap_remove(at))
     }
 
+    /// Whether other processes may share places on the device.
+    pub(crate) fn shares(&self) -> bool {
+        self.device.shares()
+    }
+
+    /// Opens a slot of a worker in another process.
+    fn open_slot(&self, slot: &SharedSlot) -> gpu::Result<Slot> {
+        Ok(Slot {
+            rows: self.device.open_buffer(&slot.rows)?,
+            gradients: self.device.open_buffer(&slot.gradients)?,
+            worker_done: self.device.open_event(&slot.worker_done)?,
+            session_done: self.device.open_event(&slot.session_done)?,
+            is_elsewhere: true,
+        })
+    }
+
     fn slot(&self, slot: &DeviceSlot) -> Slot {
         let bytes = slot.floats * FLOAT_BYTES;
         let device = &self.device;
@@ -104,6 +122,7 @@ impl DeviceTier {
                 gradients: Buffer::lent(device, slot.gradients, bytes),
                 worker_done: Event::lent(device, slot.worker_done),
                 session_done: Event::lent(device, slot.session_done),
+                is_elsewhere: false,
             }
         }
     }
@@ -117,6 +136,10 @@ impl Inner {
         };
         let slots = match &places.slots {
             DeviceSlots::Here(slots) => slots.iter().map(|slot| tier.slot(slot)).collect(),
+            DeviceSlots::Shared(slots) => {
+                let opened = slots.iter().map(|slot| tier.open_slot(slot));
+                opened.collect::<gpu::Result<_>>().map_err(Error::Slots)?
+            }
         };
         tier.ordered.has_places.store(true, Ordering::Release);
         Ok(Places { slots, outcomes: Arc::default() })
@@ -173,6 +196,21 @@ impl Inner {
         ordered.under_way.lock().push_back(Pushed { staged, outcomes });
         self.live.announce(); // a stage that waits for room may wait for this push
         Ok(())
+    }
+
+    /// See [`crate::Store::look_for_worker`].
+    pub(crate) fn look_for_worker(
+        &self,
+        places: &Places,
+        slot: u32,
+        given_up: impl FnMut() -> bool,
+    ) -> Result<bool> {
+        self.lost(slot_of(places, slot)?.worker_done.look(given_up))
+    }
+
+    /// See [`crate::Store::finish_slot`].
+    pub(crate) fn finish_slot(&self, places: &Places, slot: u32) -> Result<()> {
+        self.lost(slot_of(places, slot)?.session_done.finish())
     }
 
     /// See [`crate::Store::settle_on_device`].
@@ -253,13 +291,12 @@ impl Inner {
         if let Some(error) = places.outcomes.known.lock().error.take() {
             return Err(error);
         }
-        let invalid = |what, found, expected| Error::InvalidArgument { what, found, expected };
-        let (slots, needed) = (places.slots.len(), slot as usize + 1);
-        let slot = places.slots.get(slot as usize);
-        let slot = slot.ok_or(invalid("the slots on the device", slots, needed))?;
-        let (room, floats) = ((slot.rows.bytes() / FLOAT_BYTES) as usize, staged.rows_floats());
-        if floats > room {
-            return Err(invalid("the floats of a slot on the device", room, floats));
+        let slot = slot_of(places, slot)?;
+        let room = slot.rows.bytes().min(slot.gradients.bytes()) / FLOAT_BYTES;
+        let (found, expected) = (room as usize, staged.rows_floats());
+        if expected > found {
+            let what = "the floats of a slot on the device";
+            return Err(Error::InvalidArgument { what, found, expected });
         }
         let plan = staged.resolved().expect("with a device every staged step is resolved");
         Ok((plan, slot))
@@ -300,7 +337,8 @@ impl Resolved {
     fn begin(&self, lists: &DirectLists, slot: &Slot) -> gpu::Result<()> {
         self.busy.store(true, Ordering::Release);
         self.tier.ordered.calls.fetch_add(1, Ordering::AcqRel);
-        self.tier.direct.begin(lists, &slot.worker_done)
+        let after = (!slot.is_elsewhere).then_some(&slot.worker_done);
+        self.tier.direct.begin(lists, after)
     }
 
     /// Orders the gather of all rows into a slot. The caller holds the tables' locks.
@@ -347,6 +385,13 @@ impl Resolved {
         direct.tell(lists)?;
         direct.end(lists, &slot.session_done)
     }
+}
+
+fn slot_of(places: &Places, slot: u32) -> Result<&Slot> {
+    let (found, expected) = (places.slots.len(), slot as usize + 1);
+    let what = "the slots on the device";
+    let missing = Error::InvalidArgument { what, found, expected };
+    places.slots.get(slot as usize).ok_or(missing)
 }
 
 /// The keys without a row, with the floats of their initial rows.

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use table::{KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec};
+use table::{
+    DeviceId, DevicePlaces, KeyBatch, Limits, RowStatus, Step, StoreStatus, TableId, TableSpec,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -14,7 +16,7 @@ use super::exchange::Exchange;
 use crate::grpc_status::from_grpc_status;
 use crate::proto::request::Request as Asked;
 use crate::proto::response::Result as Outcome;
-use crate::words::{stage_of, unpack_statuses};
+use crate::words::{device_of, stage_of, unpack_statuses};
 use crate::{Code, Endpoint, Error, Pulled, Result, Session, packed, proto};
 
 /// Messages that wait to be sent. A push is as large as a step's rows, so few.
@@ -29,6 +31,7 @@ pub struct GrpcSession {
     requests: Option<mpsc::Sender<proto::Request>>, // `None` once dropping
     exchange: Arc<Exchange>,
     connection: Connection,
+    device: Option<DeviceId>, // the server's
 }
 
 impl GrpcSession {
@@ -47,9 +50,12 @@ impl GrpcSession {
             };
             shared.lose(end);
         });
-        let session = Self { requests: Some(requests), exchange, connection };
+        let mut session = Self { requests: Some(requests), exchange, connection, device: None };
         let outcome = session.ask(Asked::Open(proto::Open { client: client.to_owned() }))?;
-        let Outcome::Opened(_) = outcome else { return Err(unexpected("Opened", &outcome)) };
+        let Outcome::Opened(opened) = outcome else { return Err(unexpected("Opened", &outcome)) };
+        if !opened.device.is_empty() {
+            session.device = Some(device_of(&opened.device)?);
+        }
         Ok(session)
     }
 
@@ -205,6 +211,35 @@ impl Session for GrpcSession {
     fn status(&self) -> Result<StoreStatus> {
         self.connection.status()
     }
+
+    fn device(&self) -> Option<DeviceId> {
+        self.device
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        true
+    }
+
+    fn share_device(&self, places: &DevicePlaces) -> Result<()> {
+        let outcome = self.ask(Asked::ShareDevice(places.try_into()?))?;
+        let Outcome::Done(_) = outcome else { return Err(unexpected("Done", &outcome)) };
+        Ok(())
+    }
+
+    fn pull_on_device(&self, step: Step, slot: u32) -> Result<Pulled> {
+        let asked = Asked::PullOnDevice(proto::PullOnDevice { step: step.0, slot });
+        let id = self.send(asked, || self.exchange.begin_pull(step))?;
+        let outcome = self.exchange.wait_pull(id, step)?;
+        let Outcome::PulledOnDevice(answer) = outcome else {
+            return Err(unexpected("PulledOnDevice", &outcome));
+        };
+        Ok(Pulled { stalled: Duration::from_nanos(answer.stalled_ns) })
+    }
+
+    fn push_on_device(&self, step: Step, slot: u32, learning_rate: f32) -> Result<()> {
+        let push = proto::PushOnDevice { step: step.0, slot, learning_rate };
+        self.send(Asked::PushOnDevice(push), || self.exchange.begin_push(step)).map(|_| ())
+    }
 }
 
 impl Drop for GrpcSession {
@@ -265,6 +300,7 @@ fn unexpected(expected: &str, found: &Outcome) -> Error {
         Outcome::Rows(_) => "Rows",
         Outcome::LookedUp(_) => "LookedUp",
         Outcome::Done(_) => "Done",
+        Outcome::PulledOnDevice(_) => "PulledOnDevice",
     };
     Error::new(Code::Internal, format!("the server answered {found}, expected {expected}"))
 }
