@@ -4,13 +4,13 @@
 // kernel is executed where there is no device. Every handle, address and length that they hand
 // over is checked; what CUDA would refuse or leave undefined ends the program with a message.
 //
-// Work of streams is done as late as it may be (streams.h), so that a missing wait is seen. It shows
-// nothing else about a device: its code is no code, its clock the host's, its products (products.h)
-// plain loops. FLIP_A_BIT_OF, a kernel's name: its first launch comes out wrong, so that a test sees
-// that found; REFUSE_EPILOGUES: products add no bias, as where a library knows none for a shape;
-// REFUSE_LATE, an epilogue's number or `all`: products with it are planned, and refused at their run;
-// FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so is all that waits;
-// PRETENDED_DEVICES, a number: so many that share one memory, instead of one;
+// Work of streams is done as late as it may be (streams.h), so that a missing wait is seen. It
+// shows nothing else about a device: its code is no code, its clock the host's, its products
+// (products.h) plain loops. FLIP_A_BIT_OF, a kernel's name: its first launch comes out wrong, so
+// that a test sees that found; REFUSE_EPILOGUES: products add no bias, as where a library knows
+// none for a shape; REFUSE_LATE, an epilogue's number or `all`: products with it are planned, and
+// refused at their run; FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so
+// is all that waits; PRETENDED_DEVICES, a number: so many that share one memory, instead of one;
 // IGNORE_WAITS: streams wait for no events, as if a program had forgotten to have them wait;
 // DEVICE_UUID, a number: another device than that of programs without it; NO_IPC: a device whose
 // memory and events other processes can't have (processes.h).
@@ -110,12 +110,14 @@ std::function<void()> check_of_rows(const std::string& kernel, void** values) {
     const auto word = [&](int i) { return *static_cast<const Address*>(values[i]); };
     std::vector<Listed> all;
     if (kernel == "gather_tables") {
-        return [kernel, list = word(0), out = word(1), at = word(2), n = number(3), total = word(4)] {
+        const Address list = word(0), out = word(1), at = word(2), total = word(4);
+        return [kernel, list, out, at, n = number(3), total] {
             check_memory(kernel.c_str(), at, n * sizeof(GatherRun));
             const auto* runs = (const GatherRun*)(uintptr_t)at;
             for (unsigned r = 0; r < n; r++) {
                 const GatherRun& run = runs[r];
-                const size_t rows = ((r + 1 < n ? runs[r + 1].begin : total) - run.begin) / run.parts;
+                const Address end = r + 1 < n ? runs[r + 1].begin : total;
+                const size_t rows = (end - run.begin) / run.parts;
                 const size_t bytes = run.parts * (run.by_four ? 16u : 4u);
                 check_memory(kernel.c_str(), out + 4 * run.floats, rows * bytes);
                 check_memory(kernel.c_str(), list, (run.row + rows) * sizeof(Address));
@@ -136,7 +138,9 @@ std::function<void()> check_of_rows(const std::string& kernel, void** values) {
                 const size_t dim = run.dim, end = r + 1 < n ? runs[r + 1].begin : total;
                 const size_t states[] = {0, dim, 1, 2 * dim + 1};
                 check_memory(kernel.c_str(), slopes + 4 * run.floats, (end - run.begin) * dim * 4);
-                for (const Address list : lists) check_memory(kernel.c_str(), list, end * sizeof(Address));
+                for (const Address list : lists) {
+                    check_memory(kernel.c_str(), list, end * sizeof(Address));
+                }
                 for (size_t i = run.begin; i < end; i++) {
                     const Address row = ((const Address*)(uintptr_t)lists[0])[i];
                     const Address state = ((const Address*)(uintptr_t)lists[1])[i];
