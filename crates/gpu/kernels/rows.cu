@@ -1,6 +1,7 @@
 // Rows by their addresses: gather, update, and the sum of a row's gradients. A row lies wherever
 // its address says, in device memory or in pinned host memory; address 0 is a row that there is
-// not, and is left out. An update is told whether a gradient is not finite. One launch serves all tables of one width and one rule.
+// not, and is left out. An update is told whether a gradient is not finite. One launch
+// serves all tables of one width and one rule.
 //
 // Every operation is written as one correctly rounded instruction, and none is contracted, so that
 // the bits are those of the host's rules (crates/optim). Compiled at run time by NVRTC, and for the

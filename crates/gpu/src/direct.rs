@@ -72,7 +72,7 @@ impl Direct {
         })
     }
 
-    /// Sends the addresses of a stage's rows up, 0 for a key without one, and of their states: empty
+    /// Sends the addresses of a stage's rows up, 0 for a key without one, and of their states: none
     /// where no optimizer has any. Waits for nothing but what the lists were sent before.
     ///
     /// # Safety
@@ -150,8 +150,8 @@ impl Direct {
         self.kernels.find_not_finite(&self.stream, gradients, &lists.first_refused()?)
     }
 
-    /// One step of the optimizer for the rows of some of the stage's keys, if the check before found
-    /// all gradients finite. gradients: [keys, floats]
+    /// One step of the optimizer for the rows of some of the stage's keys, if the check before
+    /// found all gradients finite. gradients: [keys, floats]
     ///
     /// # Safety
     /// The rows have so many floats and their states what the optimizer wants; no key is there

@@ -269,7 +269,7 @@ impl Kernels {
         unsafe { self.rows.launch(stream, kernel, self.threads(elements), &values) }
     }
 
-    /// Sets `first` to the place of the first float that is not finite; to `u64::MAX` where all are.
+    /// Sets `first` to the place of the first float that is not finite; `u64::MAX` where all are.
     /// first: [1] u64
     pub fn find_not_finite(&self, stream: &Stream, floats: &Buffer, first: &Buffer) -> Result<()> {
         length("place of what is not finite", first, 8)?;

@@ -249,8 +249,8 @@ impl Inner {
         self.lost(done).map(|()| true)
     }
 
-    /// Waits for all work on rows that was ordered so far, if some was. The caller holds the lock of
-    /// the table whose rows it reads or writes, so that none comes to these meanwhile.
+    /// Waits for all work on rows that was ordered so far, if some was. The caller holds the lock
+    /// of the table whose rows it reads or writes, so that none comes to these meanwhile.
     pub(crate) fn quiet(&self) -> Result<()> {
         let Some(tier) = &self.device else { return Ok(()) };
         let calls = tier.ordered.calls.load(Ordering::Acquire);

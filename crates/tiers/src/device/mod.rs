@@ -13,7 +13,7 @@
 //!
 //! Who may touch what: a row of a live plan is moved by nobody (`floor`, `held`); changes of a row
 //! on the device happen under its table's lock, exclusively; all that moves, under `cache`. A plan
-//! lives until its work is done, and whoever reads or writes rows in RAM on the host has waited, with
+//! lives until its work is done, and who reads or writes rows in RAM on the host has waited, with
 //! the table's lock held, for what was ordered before (`quiet`).
 
 mod cache;
