@@ -203,7 +203,7 @@ impl Store {
         self.inner.device.as_ref().filter(|tier| tier.shares()).map(|tier| tier.id())
     }
 
-    /// Takes a worker's places on the device, as [`table::DevicePlaces`] has the rules. From here on
+    /// Takes a worker's places on the device; [`table::DevicePlaces`] has the rules. From here on
     /// addresses of staged rows go up when a step is staged.
     pub fn lend_places(&self, places: &DevicePlaces) -> Result<Places> {
         self.inner.lend_places(places)
@@ -231,8 +231,8 @@ impl Store {
         self.inner.push_on_device(staged, places, slot, learning_rate)
     }
 
-    /// Looks until a worker in another process has done in a slot what it said it had ordered; false
-    /// if it is given up, and then no work may be ordered there.
+    /// Looks until a worker in another process has done in a slot what it said it had ordered;
+    /// false if it is given up, and then no work may be ordered there.
     pub fn look_for_worker(
         &self,
         places: &Places,

@@ -621,7 +621,8 @@ mod tests {
             slots in prop::collection::vec((any::<u8>(), 0_u64..1 << 40, 0_u64..1 << 40), 0..17))
         {
             let slot = |(byte, offset, floats): (u8, u64, u64)| {
-                let bytes = SharedBytes { memory: [byte; 64], offset: 16 * offset, bytes: 4 * floats };
+                let (offset, bytes) = (16 * offset, 4 * floats);
+                let bytes = SharedBytes { memory: [byte; 64], offset, bytes };
                 SharedSlot {
                     rows: bytes.clone(),
                     gradients: SharedBytes { offset: 0, ..bytes },
