@@ -25,7 +25,11 @@ const ROW_FLOATS: usize = DIM + 1;
 const ROW_BYTES: u64 = ROW_FLOATS as u64 * 4;
 /// How many times its RAM the table is.
 const FACTORS: [u64; 2] = [20, 100];
-/// Reads under way at once: threads of the store, of plain RocksDB and of the device's own reads.
+/// Reads that one of the store's threads may have under way: what RocksDB asks for at once.
+const READS_A_THREAD: usize = 32;
+/// Reads of the limit under way, one a thread, at most.
+const DEPTH_MAX: usize = 128;
+/// Threads of the store and of plain RocksDB that read.
 const THREADS: [u32; 4] = [1, 4, 16, 32];
 /// Batches that are being staged at once.
 const AHEAD: usize = 4;
@@ -171,7 +175,8 @@ impl<'a> Bench<'a> {
                 &mut || self.gets(&plain, threads),
                 &mut || {
                     next.set(next.get() + 1); // other places each time
-                    self.device.random_reads(threads as usize, next.get() as u64, self.time)
+                    let depth = (threads as usize * READS_A_THREAD).min(DEPTH_MAX);
+                    self.device.random_reads(depth, next.get() as u64, self.time)
                 },
             ],
         )?;

@@ -1,5 +1,6 @@
 //! What the build needs of the machine: a C++ compiler and libclang with its headers. It installs
 //! by apt-get where there is one and says what to install elsewhere; what is there it leaves alone.
+//! liburing it only wishes for: without it RocksDB reads one block after the other.
 
 use std::env;
 use std::fs;
@@ -9,6 +10,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, bail};
 
 use crate::workspace::{call, line, output};
+
+/// What Debian and Ubuntu call liburing with its header.
+const URING_PACKAGE: &str = "liburing-dev";
 
 /// Something the build cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,43 @@ pub(crate) fn provide() -> Result<()> {
 /// The C++ compiler of the build: `CXX`, or g++.
 pub(crate) fn compiler() -> String {
     env::var("CXX").unwrap_or_else(|_| "g++".to_owned())
+}
+
+/// liburing as a static library, if the compiler finds it, and its header is recent enough for
+/// RocksDB.
+pub(crate) fn uring() -> Option<PathBuf> {
+    let macros = output(Command::new(compiler()).args(["-E", "-dM", "-x", "c++"]).args([
+        "-include",
+        "liburing.h",
+        "/dev/null",
+    ]));
+    if !macros.is_ok_and(|macros| macros.contains("IORING_SETUP_DEFER_TASKRUN")) {
+        return None;
+    }
+    // the compiler answers with a path, or with the bare name where it finds none
+    let found = output(Command::new(compiler()).arg("-print-file-name=liburing.a")).ok()?;
+    let found = PathBuf::from(found.trim());
+    found.is_absolute().then_some(found)
+}
+
+/// Installs liburing by apt-get where that needs no question to anybody; else says what is lost.
+pub(crate) fn wish_for_uring() {
+    if env::consts::OS != "linux" || uring().is_some() {
+        return;
+    }
+    let asks_nothing = is_root() || succeeds(Command::new("sudo").args(["-n", "true"]));
+    if asks_nothing && candidate(URING_PACKAGE) {
+        let mut install = as_root(is_root(), &["install", "--yes", "--no-install-recommends"]);
+        install.arg(URING_PACKAGE);
+        eprintln!("xtask: {}", line(&install));
+        if call(&mut install).is_ok() && uring().is_some() {
+            return;
+        }
+    }
+    eprintln!(
+        "xtask: there is no liburing 2.3 or later ({URING_PACKAGE}) to build RocksDB with: \
+         it will read one block at a time from SSD"
+    );
 }
 
 /// How many compilations of so many bytes each can run at once.
@@ -150,26 +191,32 @@ fn clang_headers(folders: &[PathBuf]) -> bool {
 }
 
 fn install_by_apt(missing: &[Need]) -> Result<()> {
-    let root = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0");
-    let as_root = |args: &[&str]| {
-        let mut command = Command::new(if root { "env" } else { "sudo" });
-        if !root {
-            command.arg("env");
-        }
-        command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(args);
-        command
-    };
+    let root = is_root();
     if !candidate("g++") || clang_version().is_none() {
-        let update = &mut as_root(&["update"]); // a bare image comes without package lists
+        let update = &mut as_root(root, &["update"]); // a bare image comes without package lists
         refuse_without_root(root, update)?;
         call(update)?;
     }
     let packages = packages(missing, clang_version(), candidate);
-    let mut install = as_root(&["install", "--yes", "--no-install-recommends"]);
+    let mut install = as_root(root, &["install", "--yes", "--no-install-recommends"]);
     install.args(&packages);
     refuse_without_root(root, &install)?;
     eprintln!("xtask: {}", line(&install));
     call(&mut install)
+}
+
+fn is_root() -> bool {
+    output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+/// apt-get with these arguments, by sudo unless this is root.
+fn as_root(root: bool, args: &[&str]) -> Command {
+    let mut command = Command::new(if root { "env" } else { "sudo" });
+    if !root {
+        command.arg("env");
+    }
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(args);
+    command
 }
 
 fn refuse_without_root(root: bool, command: &Command) -> Result<()> {

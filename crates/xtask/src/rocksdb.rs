@@ -29,6 +29,13 @@ const UNIT_BYTES_MAX: u64 = 1_400 << 20;
 /// Features of librocksdb-sys that change nothing in what is compiled here.
 const NEUTRAL_FEATURES: [&str; 4] = ["default", "static", "bindgen-runtime", "bindgen-static"];
 
+/// Which of this file's recipes made a library: part of its name, so that a machine that has one of
+/// an older recipe builds it anew.
+const RECIPE: &str = "recipe2";
+
+/// What stands for a library in which reads go to the system many at a time.
+const URING_DEFINE: &str = "ROCKSDB_IOURING_PRESENT=1";
+
 const DEFINES: [&str; 10] = [
     "NDEBUG=1",
     "HAVE_ALIGNED_NEW",
@@ -60,9 +67,10 @@ pub(crate) fn provide(workspace: &Workspace) -> Result<()> {
         eprintln!("xtask: RocksDB as {LIB_DIR} says: {folder}");
         return Ok(());
     }
-    if workspace.configured_lib_dir().is_some_and(|dir| archive_in(Path::new(dir)).exists()) {
+    if workspace.configured_lib_dir().is_some_and(|dir| is_current(Path::new(dir))) {
         return Ok(());
     }
+    machine::wish_for_uring();
     match build(workspace) {
         Ok(folder) => configure(&workspace.rocksdb_config(), Some(&folder)),
         Err(error) => {
@@ -73,6 +81,12 @@ pub(crate) fn provide(workspace: &Workspace) -> Result<()> {
             configure(&workspace.rocksdb_config(), None)
         }
     }
+}
+
+/// Whether a library that this recipe made is there.
+fn is_current(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    name.contains(RECIPE) && archive_in(folder).exists()
 }
 
 fn archive_in(folder: &Path) -> PathBuf {
@@ -144,6 +158,8 @@ struct Recipe {
     root: PathBuf,
     flags: Vec<String>,
     units: Vec<Unit>,
+    /// liburing, whose objects go into the same archive, so that whoever links needs no other.
+    uring: Option<PathBuf>,
 }
 
 /// One translation unit: a file that includes some sources.
@@ -181,6 +197,8 @@ impl Recipe {
         let mut flags: Vec<String> = architecture_flags()?.iter().map(|&f| f.into()).collect();
         flags.extend(FLAGS.map(str::to_owned));
         flags.extend(DEFINES.map(|define| format!("-D{define}")));
+        let uring = machine::uring();
+        flags.extend(uring.iter().map(|_| format!("-D{URING_DEFINE}")));
         let includes =
             ["rocksdb/include", "rocksdb", "rocksdb/third-party/gtest-1.8.1/fused-src", "."];
         flags.extend(includes.map(|folder| format!("-I{folder}")));
@@ -192,6 +210,7 @@ impl Recipe {
             root,
             flags,
             units: units(&list),
+            uring,
         })
     }
 
@@ -202,7 +221,7 @@ impl Recipe {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3) // FNV-1a
         });
         let (version, gcc, target) = (&self.version, &self.compiler_version, &self.target);
-        format!("rocksdb-{version}-gcc{gcc}-{target}-{hash:016x}")
+        format!("rocksdb-{version}-{RECIPE}-gcc{gcc}-{target}-{hash:016x}")
     }
 
     /// Compiles every unit into `folder` and makes the archive there. Units that an interrupted
@@ -238,7 +257,11 @@ impl Recipe {
         }
         let archive = folder.join("librocksdb.a");
         let _ = fs::remove_file(&archive); // `ar` would add to one that an interrupted build left
-        let objects = (0..self.units.len()).map(|index| object(folder, index));
+        let mut objects: Vec<PathBuf> =
+            (0..self.units.len()).map(|index| object(folder, index)).collect();
+        if let Some(uring) = &self.uring {
+            objects.extend(extract(uring, &folder.join("uring"))?);
+        }
         output(Command::new("ar").arg("crs").arg(&archive).args(objects))?;
         Ok(archive)
     }
@@ -266,6 +289,17 @@ impl Recipe {
         }
         fs::rename(&partial, &object).with_context(|| format!("write {}", object.display()))
     }
+}
+
+/// The objects of an archive, in a folder of their own, by name.
+fn extract(archive: &Path, folder: &Path) -> Result<Vec<PathBuf>> {
+    fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    output(Command::new("ar").current_dir(folder).arg("x").arg(archive))?;
+    let list = || fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect();
+    let objects: std::io::Result<Vec<PathBuf>> = list();
+    let mut objects = objects.with_context(|| format!("list {}", folder.display()))?;
+    objects.sort_unstable();
+    Ok(objects)
 }
 
 fn object(folder: &Path, index: usize) -> PathBuf {
@@ -360,6 +394,7 @@ mod tests {
             root: root.to_owned(),
             flags: vec!["-I.".to_owned()],
             units: sources.iter().map(|s| Unit { sources: vec![s.into()] }).collect(),
+            uring: None,
         }
     }
 
@@ -400,6 +435,39 @@ mod tests {
         assert_eq!(members, "unit_00.o\nunit_01.o\n");
         fs::write(folder.path().join("two.cc"), "no C++").unwrap();
         recipe.compile(&build).unwrap();
+    }
+
+    #[test]
+    fn another_archives_objects_go_into_the_same_one() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("ring.cc"), "int ring() { return 1; }\n").unwrap();
+        fs::write(folder.path().join("one.cc"), "int one() { return 1; }\n").unwrap();
+        let (other, build) = (folder.path().join("other"), folder.path().join("build"));
+        fs::create_dir(&other).unwrap();
+        fs::create_dir(&build).unwrap();
+        let ring = recipe(folder.path(), &["ring.cc"]).compile(&other).unwrap();
+        fs::rename(other.join("unit_00.o"), other.join("ring.o")).unwrap();
+        output(Command::new("ar").arg("q").arg(&ring).arg(other.join("ring.o"))).unwrap();
+        output(Command::new("ar").arg("d").arg(&ring).arg("unit_00.o")).unwrap();
+        let mut recipe = recipe(folder.path(), &["one.cc"]);
+        recipe.uring = Some(ring);
+        let archive = recipe.compile(&build).unwrap();
+        let members = output(Command::new("ar").arg("t").arg(&archive)).unwrap();
+        assert_eq!(members, "unit_00.o\nring.o\n");
+    }
+
+    #[test]
+    fn a_library_of_an_older_recipe_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let older = folder.path().join("rocksdb-0-gcc0-here-0");
+        let newer = folder.path().join(recipe(Path::new("a"), &["x.cc"]).name());
+        for library in [&older, &newer] {
+            fs::create_dir(library).unwrap();
+            assert!(!is_current(library), "no library is there");
+            fs::write(archive_in(library), "").unwrap();
+        }
+        assert!(!is_current(&older));
+        assert!(is_current(&newer));
     }
 
     #[test]
