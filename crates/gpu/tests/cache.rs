@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gpu::{
-    Device, Error, Exchange, Kernels, Memory, Mover, PartKeys, RowMoves, SlotKey, SlotTable,
-    compile, pinned,
+    Device, Error, Exchange, Kernels, Memory, Mover, PartKeys, RowMoves, RowsGathered, RowsUpdated,
+    SlotKey, SlotTable, compile, pinned,
 };
 use table::Optimizer;
 use testkit::{Random, under_pretended_cuda};
@@ -151,6 +151,63 @@ fn rows_move_and_are_exchanged_wherever_they_lie() {
     assert_eq!(out, updated);
     // SAFETY: refused before anything is launched.
     let refused = unsafe { exchange.gather(WIDTH, &addresses, &mut out[1..]) };
+    assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
+}
+
+#[test]
+fn what_is_more_than_a_launch_takes_several() {
+    if !under_pretended_cuda("what_is_more_than_a_launch_takes_several", &[]) {
+        return;
+    }
+    let (device, kernels) = opened();
+    let mut memory = Memory::take(&device, 8 << 20).unwrap();
+    let mut mover = Mover::new(&device, Arc::clone(&kernels)).unwrap();
+    // a launch takes 65,536 keys: the third part's begin in the first launch and end in the second
+    let table = SlotTable::new(&mut memory, &mover, &[2000, 0, 2000]).unwrap();
+    let key = |i: u64| SlotKey { table: u32::from(i >= 34_000), number: i };
+    let keys: Vec<SlotKey> = (0..68_000).map(key).collect();
+    let inserted = mover.insert(&table, 1, 1, &keys, &parts_of(&keys)).unwrap();
+    let slots: Vec<Option<u32>> = inserted.iter().map(|inserted| inserted.slot).collect();
+    assert!(slots.iter().flatten().count() > 60_000, "most sets have room");
+    assert_eq!(mover.find(&table, 0, &keys, &parts_of(&keys)).unwrap(), slots);
+
+    // rows of one float and of four, and some that there are not
+    let (narrow, wide) = (memory.buffer(40_000 * 4).unwrap(), memory.buffer(30_000 * 16).unwrap());
+    let numbers: Vec<f32> = (0..160_000).map(|i| i as f32).collect();
+    narrow.write(0, &numbers[..40_000]).unwrap();
+    wide.write(0, &numbers[40_000..]).unwrap();
+    let there = |buffer: &gpu::Buffer, n: u64, bytes: u64| -> Vec<u64> {
+        let at = buffer.address();
+        (0..n).map(|i| if i % 100 == 7 { 0 } else { at + i * bytes }).collect()
+    };
+    let (narrow, wide) = (there(&narrow, 40_000, 4), there(&wide, 30_000, 16));
+    let gathered = [
+        RowsGathered { floats: 1, addresses: &narrow },
+        RowsGathered { floats: 4, addresses: &wide },
+    ];
+    let mut exchange = Exchange::new(&device, kernels).unwrap();
+    let mut out = vec![0.0; numbers.len()];
+    // SAFETY: rows of two buffers that stay.
+    unsafe { exchange.gather_all(&gathered, &mut out) }.unwrap();
+    let is_none = |i: usize| if i < 40_000 { i % 100 == 7 } else { (i - 40_000) / 4 % 100 == 7 };
+    for (i, (found, number)) in out.iter().zip(&numbers).enumerate() {
+        assert!(is_none(i) || found == number, "float {i}: {found}");
+    }
+    let rule = Optimizer::Sgd;
+    let updated = gathered.map(|RowsGathered { floats, addresses }| RowsUpdated {
+        optimizer: &rule,
+        floats,
+        addresses,
+        states: &[],
+    });
+    // SAFETY: as above, each once.
+    unsafe { exchange.update_all(&updated, &numbers, 1.0) }.unwrap();
+    // SAFETY: as above.
+    unsafe { exchange.gather_all(&gathered, &mut out) }.unwrap();
+    let moved = out.iter().enumerate().filter(|(i, x)| !is_none(*i) && **x != 0.0);
+    assert_eq!(moved.count(), 0, "each row less its own floats is zero");
+    // SAFETY: refused before anything is launched.
+    let refused = unsafe { exchange.update_all(&updated, &numbers[1..], 1.0) };
     assert!(matches!(refused, Err(Error::Length { .. })), "{refused:?}");
 }
 
