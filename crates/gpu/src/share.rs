@@ -111,7 +111,7 @@ impl Device {
         let handle = sys::CUipcMemHandle { reserved: shared.memory.map(|byte| byte as c_char) };
         let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
         let mut address = 0;
-        // SAFETY: it writes one address. Of a handle of any bytes the driver says whether it is one.
+        // SAFETY: it writes one address. Whether any bytes are a handle the driver says.
         let answer = unsafe { sys::cuIpcOpenMemHandle_v2(&raw mut address, handle, flags) };
         opened("cuIpcOpenMemHandle", answer)?;
         // SAFETY: opened just above, once more than closed.
