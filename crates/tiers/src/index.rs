@@ -214,7 +214,7 @@ fn key_of(table: TableId, hash: u64) -> Key {
 
 /// Keys whose homes lie in an eighth of the index, however large, of a section that has all keys,
 /// under each of so many bijections.
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 pub(crate) fn crowding_keys(table: TableId, bijections: u64) -> impl Iterator<Item = Key> {
     let shapes: Vec<Shape> = (0..bijections).map(|i| Shape::of(1, 0, 0, i)).collect();
     let crowds = move |&hash: &u64| {
