@@ -115,6 +115,9 @@ struct Streams {
     std::map<void*, std::shared_ptr<Event>> events;
     std::set<Graph*> graphs, executables;
     unsigned recordings = 0;
+    // of these, begun by this thread: streams are recorded in the mode that refuses calls to their
+    // own thread alone
+    static inline thread_local unsigned own_recordings = 0;
     bool serving = false;
 
     Stream& stream(const char* call, void* handle) {
@@ -156,7 +159,7 @@ struct Streams {
     }
     int run_all(const char* call) {
         const Guard guard(lock);
-        none_recorded(call);
+        if (recordings > 0) refuse(call, "while a stream is recorded");
         const auto now = streams; // others may come while one waits
         for (auto& [handle, stream] : now) run_until(*stream, stream->queued);
         return failed ? LAUNCH_FAILED : 0;
@@ -200,9 +203,9 @@ struct Streams {
         serving = true;
         std::thread([this] { serve(); }).detach();
     }
-    // What CUDA refuses while a stream is recorded.
+    // What CUDA refuses a thread while it records a stream.
     void none_recorded(const char* call) {
-        if (recordings > 0) refuse(call, "while a stream is recorded");
+        if (own_recordings > 0) refuse(call, "while a stream is recorded");
     }
     bool idle() {
         if (failed) return true; // nothing of it will be done
@@ -238,6 +241,7 @@ int cuStreamSynchronize(void* handle) {
     const pretended::Guard guard(pretended::all.lock);
     pretended::all.none_recorded("cuStreamSynchronize");
     auto& stream = pretended::all.stream("cuStreamSynchronize", handle);
+    if (stream.recording) pretended::refuse("cuStreamSynchronize", "while it is recorded");
     return pretended::all.run_until(stream, stream.queued);
 }
 int cuStreamWaitEvent(void* handle, void* event_handle, unsigned) {
@@ -361,6 +365,7 @@ int cuStreamBeginCapture_v2(void* handle, unsigned mode) {
     if (mode != 1) pretended::refuse(call, "a mode that is not pretended");
     if (stream.recording) pretended::refuse(call, "it is recorded already");
     pretended::all.recordings++;
+    pretended::all.own_recordings++;
     stream.recording = std::make_unique<pretended::Graph>();
     return 0;
 }
@@ -368,7 +373,11 @@ int cuStreamEndCapture(void* handle, void** graph) {
     const pretended::Guard guard(pretended::all.lock);
     auto& stream = pretended::all.stream("cuStreamEndCapture", handle);
     if (!stream.recording) pretended::refuse("cuStreamEndCapture", "it is not recorded");
+    if (pretended::all.own_recordings == 0) {
+        pretended::refuse("cuStreamEndCapture", "another thread records it");
+    }
     pretended::all.recordings--;
+    pretended::all.own_recordings--;
     pretended::Graph* made = stream.recording.release();
     pretended::all.graphs.insert(made);
     return *graph = made, 0;
