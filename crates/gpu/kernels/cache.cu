@@ -39,19 +39,6 @@ __device__ __forceinline__ u32 set_of(u64 hash, Span span) {
     return span.set + (u32)((hash >> 32) * span.sets >> 32);
 }
 
-// The last of some pieces, which begin in ascending order, the first at 0, that begins at or before
-// a place.
-template <typename P>
-__device__ __forceinline__ P piece_at(const P* pieces, u32 n, u64 at) {
-    u32 low = 0, high = n;
-    while (high - low > 1) {
-        const u32 middle = low + (high - low) / 2;
-        if (pieces[middle].begin <= at) low = middle;
-        else high = middle;
-    }
-    return pieces[low];
-}
-
 __device__ __forceinline__ u8 digest_of(u64 hash) {
     return (u8)(1 + (hash & 0xffffffff) % 255);
 }
@@ -146,10 +133,6 @@ extern "C" __global__ void clear_slots(
     }
 }
 
-// Parts that a thread of a move reads before it writes any: so many reads are under way at once,
-// which the bus to the host's memory needs most.
-#define MOVES 4
-
 // Rows of one length that move, from place `row` of the lists on: their parts, `parts` a row, count
 // from `begin` on, fewer than 2^32. A part is four floats, or one.
 struct Moves {
@@ -162,32 +145,12 @@ struct Moves {
 extern "C" __global__ void move_rows(
     const u64* __restrict__ from, const u64* __restrict__ to, const Moves* __restrict__ moves,
     u32 n_moves, u64 total) {
-    const u64 stride = (u64)gridDim.x * blockDim.x;
-    const u64 begin = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    for (u64 first = begin; first < total; first += stride * MOVES) {
-        float4 values[MOVES];
-        float* places[MOVES];
-        bool by_four[MOVES];
-#pragma unroll
-        for (int i = 0; i < MOVES; i++) {
-            const u64 at = first + i * stride;
-            places[i] = nullptr;
-            if (at >= total) continue;
-            const Moves of = piece_at(moves, n_moves, at);
-            const u32 within = (u32)(at - of.begin);
-            const u32 row = of.row + within / of.parts, part = within % of.parts;
-            by_four[i] = of.by_four != 0;
-            const u32 floats = by_four[i] ? 4 * part : part;
-            const float* source = reinterpret_cast<const float*>(from[row]) + floats;
-            places[i] = reinterpret_cast<float*>(to[row]) + floats;
-            if (by_four[i]) values[i] = *reinterpret_cast<const float4*>(source);
-            else values[i].x = *source;
-        }
-#pragma unroll
-        for (int i = 0; i < MOVES; i++) {
-            if (places[i] == nullptr) continue;
-            if (by_four[i]) *reinterpret_cast<float4*>(places[i]) = values[i];
-            else *places[i] = values[i].x;
-        }
-    }
+    copy_parts(total, [=](u64 at) -> RowPart {
+        const Moves of = piece_at(moves, n_moves, at);
+        const u32 within = (u32)(at - of.begin);
+        const u32 row = of.row + within / of.parts, part = within % of.parts;
+        const u32 floats = of.by_four != 0 ? 4 * part : part;
+        const float* source = reinterpret_cast<const float*>(from[row]) + floats;
+        return {source, reinterpret_cast<float*>(to[row]) + floats, of.by_four != 0};
+    });
 }

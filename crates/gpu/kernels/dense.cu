@@ -220,7 +220,7 @@ extern "C" __global__ void step_sgd(
     const float rate = rates[0];
     const u64 stride = threads_in_all();
     for (u64 at = place_in_grid(); at < n; at += stride) {
-        weights[at] = __fsub_rn(weights[at], __fmul_rn(rate, gradient[at]));
+        sgd(weights[at], rate, gradient[at]);
     }
 }
 
@@ -231,11 +231,7 @@ extern "C" __global__ void step_adagrad(
     const float rate = rates[0];
     const u64 stride = threads_in_all();
     for (u64 at = place_in_grid(); at < n; at += stride) {
-        const float g = gradient[at];
-        const float sum = __fadd_rn(accumulators[at], __fmul_rn(g, g));
-        const float step = __fdiv_rn(__fmul_rn(rate, g), __fadd_rn(__fsqrt_rn(sum), eps));
-        accumulators[at] = sum;
-        weights[at] = __fsub_rn(weights[at], step);
+        adagrad(weights[at], accumulators[at], rate, gradient[at], eps);
     }
 }
 
@@ -244,18 +240,10 @@ extern "C" __global__ void step_adam(
     float* __restrict__ weights, float* __restrict__ moments1, float* __restrict__ moments2,
     const float* __restrict__ gradient, u64 n, const float* __restrict__ rates, float beta1,
     float beta2, float eps) {
-    const float rate = rates[0], root = rates[1];
-    const float fresh1 = __fsub_rn(1.0f, beta1), fresh2 = __fsub_rn(1.0f, beta2);
+    const Adam at_step = {rates[0], rates[1], beta1, beta2, eps};
     const u64 stride = threads_in_all();
     for (u64 at = place_in_grid(); at < n; at += stride) {
-        const float g = gradient[at], before = moments1[at];
-        const float m = __fadd_rn(before, __fmul_rn(fresh1, __fsub_rn(g, before)));
-        const float v = __fadd_rn(
-            __fmul_rn(beta2, moments2[at]), __fmul_rn(__fmul_rn(fresh2, g), g));
-        const float below = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), root), eps);
-        moments1[at] = m;
-        moments2[at] = v;
-        weights[at] = __fsub_rn(weights[at], __fdiv_rn(__fmul_rn(rate, m), below));
+        adam(weights[at], moments1[at], moments2[at], gradient[at], at_step);
     }
 }
 

@@ -3,17 +3,9 @@
 // not, and is left out. An update is told whether a gradient is not finite. One launch
 // serves all tables of one width and one rule.
 //
-// Every operation is written as one correctly rounded instruction, and none is contracted, so that
-// the bits are those of the host's rules (crates/optim). Compiled at run time by NVRTC, and for the
-// CPU by shim/run.cpp.
-
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-// Partial sums of a row's squares, as in crates/optim: lane l takes the elements l, l + 8, ...
-// That many threads share a row wherever a rule needs the whole of it.
-#define LANES 8u
-#define ALL_OF_A_WARP 0xffffffffu
+// The rules are those of rules.cuh. Every operation is written as one correctly rounded instruction,
+// and none is contracted, so that the bits are the host's. Compiled at run time by NVRTC, and for the
+// CPU by shim/kernels.h.
 
 // Rows that a thread of a gather reads before it writes any: so many reads are under way at once.
 #define READS 4
@@ -104,7 +96,7 @@ extern "C" __global__ void update_sgd(
         float* row = reinterpret_cast<float*>(addresses[at / dim]);
         if (row == nullptr) continue;
         const u64 column = at % dim;
-        row[column] = __fsub_rn(row[column], __fmul_rn(rate, gradients[at]));
+        sgd(row[column], rate, gradients[at]);
     }
 }
 
@@ -120,11 +112,7 @@ extern "C" __global__ void update_adagrad(
         float* accumulators = reinterpret_cast<float*>(states[at / dim]);
         if (row == nullptr) continue;
         const u64 column = at % dim;
-        const float g = gradients[at];
-        const float sum = __fadd_rn(accumulators[column], __fmul_rn(g, g));
-        const float step = __fdiv_rn(__fmul_rn(rate, g), __fadd_rn(__fsqrt_rn(sum), eps));
-        accumulators[column] = sum;
-        row[column] = __fsub_rn(row[column], step);
+        adagrad(row[column], accumulators[column], rate, gradients[at], eps);
     }
 }
 
@@ -135,49 +123,30 @@ extern "C" __global__ void update_rowwise_adagrad(
     const float* __restrict__ gradients, u32 dim, u64 n, float rate, float eps,
     const u64* __restrict__ first_refused) {
     if (refused(first_refused)) return;
-    const u32 lane = threadIdx.x % LANES;
-    const u64 groups = threads_of_grid() / LANES, group = thread_of_grid() / LANES;
+    const u32 lane = threadIdx.x % ROW_LANES;
+    const u64 groups = threads_of_grid() / ROW_LANES, group = thread_of_grid() / ROW_LANES;
     // every lane goes round as often as the first of its warp, with or without a row
-    const u64 first = group - group % (32 / LANES);
+    const u64 first = group - group % (32 / ROW_LANES);
     for (u64 base = first; base < n; base += groups) {
         const u64 at = base + (group - first);
         float* row = at < n ? reinterpret_cast<float*>(addresses[at]) : nullptr;
         const float* gradient = gradients + at * dim;
         float sum = 0.0f;
         if (row != nullptr) {
-            for (u32 i = lane; i < dim; i += LANES) {
+            for (u32 i = lane; i < dim; i += ROW_LANES) {
                 sum = __fadd_rn(sum, __fmul_rn(gradient[i], gradient[i]));
             }
         }
-        sum = __fadd_rn(sum, __shfl_xor_sync(ALL_OF_A_WARP, sum, 4));
-        sum = __fadd_rn(sum, __shfl_xor_sync(ALL_OF_A_WARP, sum, 2));
-        sum = __fadd_rn(sum, __shfl_xor_sync(ALL_OF_A_WARP, sum, 1));
+        sum = sum_of_lanes(sum);
         float accumulator = 0.0f;
         if (row != nullptr) accumulator = *reinterpret_cast<const float*>(states[at]);
         __syncwarp(ALL_OF_A_WARP); // all have read it before one writes it
         if (row == nullptr) continue;
-        accumulator = __fadd_rn(accumulator, __fdiv_rn(sum, (float)dim));
-        const float scale = __fdiv_rn(rate, __fadd_rn(__fsqrt_rn(accumulator), eps));
-        for (u32 i = lane; i < dim; i += LANES) {
-            row[i] = __fsub_rn(row[i], __fmul_rn(scale, gradient[i]));
-        }
+        const float scale = rowwise_adagrad_scale(accumulator, sum, dim, rate, eps);
+        for (u32 i = lane; i < dim; i += ROW_LANES) sgd(row[i], scale, gradient[i]);
         if (lane == 0) *reinterpret_cast<float*>(states[at]) = accumulator;
     }
 }
-
-// base^exponent by repeated squaring, in the host's order of multiplications.
-__device__ __forceinline__ double power(double base, u32 exponent) {
-    double result = 1.0, square = base;
-    while (exponent > 0) {
-        if (exponent & 1) result = __dmul_rn(result, square);
-        square = __dmul_rn(square, square);
-        exponent >>= 1;
-    }
-    return result;
-}
-
-// A row's own count of steps is a float, which stops where floats stop to hold all integers.
-#define ROW_STEPS_MAX 16777216.0f
 
 // m += (1 - b1)(g - m); v = b2 v + (1 - b2) g^2;
 // w -= lr / (1 - b1^t) m / (sqrt(v) / sqrt(1 - b2^t) + eps). states: m [dim], v [dim], t
@@ -186,10 +155,9 @@ extern "C" __global__ void update_adam(
     const float* __restrict__ gradients, u32 dim, u64 n, float rate, float beta1, float beta2,
     float eps, const u64* __restrict__ first_refused) {
     if (refused(first_refused)) return;
-    const u32 lane = threadIdx.x % LANES;
-    const u64 groups = threads_of_grid() / LANES, group = thread_of_grid() / LANES;
-    const u64 first = group - group % (32 / LANES);
-    const float fresh1 = __fsub_rn(1.0f, beta1), fresh2 = __fsub_rn(1.0f, beta2);
+    const u32 lane = threadIdx.x % ROW_LANES;
+    const u64 groups = threads_of_grid() / ROW_LANES, group = thread_of_grid() / ROW_LANES;
+    const u64 first = group - group % (32 / ROW_LANES);
     for (u64 base = first; base < n; base += groups) {
         const u64 at = base + (group - first);
         float* row = at < n ? reinterpret_cast<float*>(addresses[at]) : nullptr;
@@ -198,20 +166,9 @@ extern "C" __global__ void update_adam(
         if (row != nullptr) steps = fminf(__fadd_rn(state[2 * (u64)dim], 1.0f), ROW_STEPS_MAX);
         __syncwarp(ALL_OF_A_WARP); // all have read the count before one writes it
         if (row == nullptr) continue;
-        const double correction1 = __dsub_rn(1.0, power((double)beta1, (u32)steps));
-        const double correction2 = __dsub_rn(1.0, power((double)beta2, (u32)steps));
-        const float corrected_rate = __double2float_rn(__ddiv_rn((double)rate, correction1));
-        const float root = __double2float_rn(__dsqrt_rn(correction2));
-        for (u32 i = lane; i < dim; i += LANES) {
-            const float g = gradients[at * dim + i];
-            const float m =
-                __fadd_rn(state[i], __fmul_rn(fresh1, __fsub_rn(g, state[i])));
-            const float v = __fadd_rn(
-                __fmul_rn(beta2, state[dim + i]), __fmul_rn(__fmul_rn(fresh2, g), g));
-            const float below = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), root), eps);
-            state[i] = m;
-            state[dim + i] = v;
-            row[i] = __fsub_rn(row[i], __fdiv_rn(__fmul_rn(corrected_rate, m), below));
+        const Adam at_step = adam_at(steps, rate, beta1, beta2, eps);
+        for (u32 i = lane; i < dim; i += ROW_LANES) {
+            adam(row[i], state[i], state[dim + i], gradients[at * dim + i], at_step);
         }
         if (lane == 0) state[2 * (u64)dim] = steps;
     }

@@ -5,6 +5,10 @@
 #include "cuda.h"
 #include "tensor.h"
 
+#include "../kernels/pieces.cuh"
+
+#include "../kernels/rules.cuh"
+
 #include "../kernels/rows.cu"
 
 #include "../kernels/tables.cu"

@@ -13,10 +13,18 @@ pub struct Source {
     pub kernels: &'static [&'static str],
 }
 
+/// Files one after the other, with their own names and lines in the compiler's messages: a kernel's
+/// source behind what it has in common with others.
+macro_rules! texts {
+    ($($file:literal),+) => {
+        concat!($("#line 1 \"", $file, "\"\n", include_str!(concat!("../kernels/", $file))),+)
+    };
+}
+
 /// Rows by their addresses: gather, update, sum of gradients.
 pub const ROWS: Source = Source {
     name: "rows.cu",
-    text: include_str!("../kernels/rows.cu"),
+    text: texts!("rules.cuh", "rows.cu"),
     kernels: &[
         "gather_rows_by_four",
         "gather_rows",
@@ -32,7 +40,7 @@ pub const ROWS: Source = Source {
 /// Rows of several tables in one launch, whatever their lengths and rules.
 pub const TABLES: Source = Source {
     name: "tables.cu",
-    text: include_str!("../kernels/tables.cu"),
+    text: texts!("pieces.cuh", "rules.cuh", "tables.cu"),
     kernels: &["gather_tables", "update_tables"],
 };
 
@@ -64,14 +72,14 @@ pub const TENSOR: Source = Source {
 /// The table of a cache: which key has which slot; and rows that move in and out.
 pub const CACHE: Source = Source {
     name: "cache.cu",
-    text: include_str!("../kernels/cache.cu"),
+    text: texts!("pieces.cuh", "cache.cu"),
     kernels: &["find_slots", "insert_slots", "clear_slots", "move_rows"],
 };
 
 /// Around the matrix products of a step: bias and ReLU, the loss, sums of gradients, updates.
 pub const DENSE: Source = Source {
     name: "dense.cu",
-    text: include_str!("../kernels/dense.cu"),
+    text: texts!("rules.cuh", "dense.cu"),
     kernels: &[
         "add_bias",
         "cut_and_sum",
