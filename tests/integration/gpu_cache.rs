@@ -11,7 +11,7 @@ use testkit::{PretendedCuda, Process};
 use crate::binaries::{LIMIT, PSCTL, SERVER, Server, WORKER, json, losses, succeed, text};
 
 const DATA: &str = "synthetic:scale=0.02,rows=4000,seed=11";
-const MODEL: [&str; 14] = [
+pub(crate) const MODEL: [&str; 14] = [
     "--arch-mlp-bot",
     "13-32-16",
     "--arch-mlp-top",
@@ -28,20 +28,32 @@ const MODEL: [&str; 14] = [
     "--save-model",
 ];
 
-/// Trains, under the pretended CUDA, and returns the report.
-fn train(at: &Path, name: &str, ps: &str, flags: &[&str]) -> Value {
+/// Trains under the pretended CUDA: the report, and what was said.
+pub(crate) fn train_on(
+    data: &str,
+    at: &Path,
+    name: &str,
+    ps: &str,
+    flags: &[&str],
+    variables: &[(&str, &str)],
+) -> (Value, String) {
     let path = |end: &str| text(&at.join(format!("{name}{end}"))).to_owned();
     let (model, report) = (path("-model"), path(".json"));
     let mut worker = Command::new(WORKER);
-    worker.args(["train", "--ps", ps, "--data", DATA]).args(MODEL).arg(&model);
-    worker.args(["--report", &report]).args(flags);
+    worker.args(["train", "--ps", ps, "--data", data]).args(MODEL).arg(&model);
+    worker.args(["--report", &report]).args(flags).envs(variables.iter().copied());
     let output = PretendedCuda::get().tell(&mut worker).output().expect("start the worker");
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-    json(report.as_ref())
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{name}, {ps}: {}\n{said}", output.status);
+    (json(report.as_ref()), said)
+}
+
+fn train(at: &Path, name: &str, ps: &str, flags: &[&str]) -> Value {
+    train_on(DATA, at, name, ps, flags, &[]).0
 }
 
 /// What the rows and the network of a training say about other data: no cache is needed for it.
-fn predictions(at: &Path, name: &str, ps: &str) -> Vec<u8> {
+pub(crate) fn predictions(at: &Path, name: &str, ps: &str) -> Vec<u8> {
     let path = |end: &str| text(&at.join(format!("{name}{end}"))).to_owned();
     let (model, output) = (path("-model"), path(".txt"));
     let data = "synthetic:scale=0.02,rows=3000,seed=12";
@@ -51,10 +63,11 @@ fn predictions(at: &Path, name: &str, ps: &str) -> Vec<u8> {
     std::fs::read(output).expect("predictions")
 }
 
-/// A server that finds the pretended CUDA.
-fn start(dir: &Path, flags: &[&str]) -> Server {
+/// A server that finds the pretended CUDA, with further variables.
+pub(crate) fn start(dir: &Path, flags: &[&str], variables: &[&str]) -> Server {
     let libraries = format!("LD_LIBRARY_PATH={}", text(PretendedCuda::get().folder()));
-    Server::start_under(&["env", &libraries, SERVER], dir, flags)
+    let program = [&["env", &libraries][..], variables, &[SERVER]].concat();
+    Server::start_under(&program, dir, flags)
 }
 
 fn status(server: &Server) -> Value {
@@ -188,7 +201,7 @@ fn a_server_with_rows_in_gpu_memory_trains_as_one_without_bit_for_bit() {
     let expected = train(at.path(), "plain", &plain, &["--host-ram", "64MiB"]);
     let wanted = predictions(at.path(), "plain", &plain);
     // all rows find room
-    let server = start(&at.path().join("served"), &["--gpu-cache", "64MiB"]);
+    let server = start(&at.path().join("served"), &["--gpu-cache", "64MiB"], &[]);
     let report = train(at.path(), "served", &server.grpc, &[]);
     assert_eq!(losses(&report), losses(&expected));
     assert!(predictions(at.path(), "served", &server.grpc) == wanted, "predictions differ");
@@ -202,7 +215,7 @@ fn a_server_with_rows_in_gpu_memory_trains_as_one_without_bit_for_bit() {
 fn sigterm_writes_down_what_changed_in_gpu_memory() {
     let at = tempfile::tempdir().expect("make folder");
     let flags = ["--host-ram", "8MiB", "--ssd-memory", "16MiB", "--gpu-cache", "1MiB"];
-    let server = start(at.path(), &flags);
+    let server = start(at.path(), &flags, &[]);
     let endless = "synthetic:scale=0.02,rows=100000000,seed=7";
     let model = text(&at.path().join("model")).to_owned();
     let report = text(&at.path().join("report.json")).to_owned();

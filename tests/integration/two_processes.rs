@@ -12,56 +12,17 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use testkit::{PretendedCuda, Process};
 
-use crate::binaries::{LIMIT, SERVER, Server, WORKER, json, losses, succeed, text};
+use crate::binaries::{LIMIT, Server, WORKER, losses, text};
+use crate::gpu_cache::{MODEL, predictions, start, train_on};
 
 const DATA: &str = "synthetic:scale=0.02,rows=1500,seed=11";
-const MODEL: [&str; 16] = [
-    "--arch-mlp-bot",
-    "13-32-16",
-    "--arch-mlp-top",
-    "32-1",
-    "--mini-batch-size",
-    "128",
-    "--optimizer",
-    "rwsadagrad",
-    "--learning-rate",
-    "0.02",
-    "--seed",
-    "5",
-    "--device",
-    "cuda",
-    "--report-losses",
-    "--save-model",
-];
 /// What a worker says that has to let rows travel.
 const FALLS_BACK: &str = "rows travel through host memory";
 
-/// Trains under the pretended CUDA: the report, and what was said.
+/// Trains on the device: the report, and what was said.
 fn train(at: &Path, ps: &str, flags: &[&str], variables: &[(&str, &str)]) -> (Value, String) {
-    let (model, report) = (at.join("model"), at.join("report.json"));
-    let mut worker = Command::new(WORKER);
-    worker.args(["train", "--ps", ps, "--data", DATA]).args(MODEL).arg(&model);
-    worker.args(["--report", text(&report)]).args(flags).envs(variables.iter().copied());
-    let output = PretendedCuda::get().tell(&mut worker).output().expect("start the worker");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{ps}: {}\n{said}", output.status);
-    (json(&report), said)
-}
-
-/// What the rows and the network of a training say about other data.
-fn predictions(at: &Path, ps: &str) -> Vec<u8> {
-    let (model, output) = (at.join("model"), at.join("predictions.txt"));
-    let data = "synthetic:scale=0.02,rows=1000,seed=12";
-    let arguments = ["predict", "--ps", ps, "--load-model", text(&model), "--data", data];
-    succeed(WORKER, &[&arguments[..], &["--output", text(&output)]].concat());
-    std::fs::read(output).expect("predictions")
-}
-
-/// A server that finds the pretended CUDA, with further variables.
-fn start(dir: &Path, flags: &[&str], variables: &[&str]) -> Server {
-    let libraries = format!("LD_LIBRARY_PATH={}", text(PretendedCuda::get().folder()));
-    let program = [&["env", &libraries][..], variables, &[SERVER]].concat();
-    Server::start_under(&program, dir, flags)
+    let flags = [&["--device", "cuda"][..], flags].concat();
+    train_on(DATA, at, "run", ps, &flags, variables)
 }
 
 /// A figure of the server's page of metrics: the sum of all lines that begin so; 0 without one.
@@ -105,7 +66,7 @@ fn a_worker_beside_its_server_trains_the_bits_of_one_that_holds_the_rows() {
     let alone = folder("alone");
     let ps = format!("embedded:{}", text(&alone.join("ps")));
     let (expected, _) = train(&alone, &ps, &["--gpu-cache", "64MiB"], &[]);
-    let wanted = predictions(&alone, &ps);
+    let wanted = predictions(&alone, "run", &ps);
 
     // all rows find room on the device, or a part of them
     for (name, cache) in [("beside", "64MiB"), ("small", "256KiB")] {
@@ -117,7 +78,7 @@ fn a_worker_beside_its_server_trains_the_bits_of_one_that_holds_the_rows() {
         assert!(shares(&server) >= 2, "opened, and closed");
         assert_eq!(report["rows_on_device"], true);
         assert_eq!(pinned_rows(&server), 0);
-        assert!(predictions(&here, &server.grpc) == wanted, "{name}: predictions differ");
+        assert!(predictions(&here, "run", &server.grpc) == wanted, "{name}: predictions differ");
         server.stop();
     }
 
@@ -135,7 +96,7 @@ fn a_worker_beside_its_server_trains_the_bits_of_one_that_holds_the_rows() {
         assert_eq!(shares(&server), 0, "{name}");
         assert_eq!(said.contains(FALLS_BACK), !word.is_empty(), "{name}: {said}");
         assert!(said.contains(word), "{name}: {said}");
-        assert!(predictions(&here, &server.grpc) == wanted, "{name}: predictions differ");
+        assert!(predictions(&here, "run", &server.grpc) == wanted, "{name}: predictions differ");
         server.stop();
     }
 }
@@ -149,7 +110,7 @@ fn a_worker_that_is_killed_leaves_a_server_that_serves_the_next() {
         let model = at.path().join("killed");
         let first = ["train", "--ps", &server.grpc, "--data", endless];
         let last = [text(&model), "--report", text(&model)];
-        let arguments = [&first[..], &MODEL[..], &last[..]];
+        let arguments = [&first[..], &["--device", "cuda"], &MODEL[..], &last[..]];
         let mut command = Command::new(WORKER);
         command.args(arguments.concat());
         PretendedCuda::get().tell(&mut command);
