@@ -17,6 +17,8 @@ mod device;
 mod generated;
 #[path = "integration/gpu_cache.rs"]
 mod gpu_cache;
+#[path = "integration/killed.rs"]
+mod killed;
 #[path = "integration/predict.rs"]
 mod predict;
 #[path = "integration/pytorch.rs"]

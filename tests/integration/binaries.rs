@@ -137,6 +137,12 @@ impl Server {
         self.process.peak_rss_bytes().expect("read the server's status")
     }
 
+    /// Kills it (SIGKILL): it writes nothing more.
+    pub(crate) fn kill(mut self) {
+        self.process.kill().expect("send SIGKILL");
+        self.process.wait(LIMIT).expect("the server ends");
+    }
+
     /// Sends SIGTERM and waits for a clean end.
     pub(crate) fn stop(mut self) {
         self.process.terminate().expect("send SIGTERM");

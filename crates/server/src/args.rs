@@ -102,7 +102,8 @@ pub struct Args {
 pub enum Safety {
     /// From the next flush or clean stop on
     Flush,
-    /// At once: each row goes through a log when it leaves RAM
+    /// From a moment after it left RAM on: each row goes through a log. It outlives the process,
+    /// and is not waited for until the device has it
     Log,
 }
 

@@ -41,8 +41,8 @@ pub struct ConfigToml {
     pub ssd_write_rate: Rate,
     /// Threads that read rows from SSD. Default 16.
     pub ssd_read_threads: u32,
-    /// When a row that left RAM is safe from a crash: from the next `flush` on, the default, or at
-    /// once, through a `log`.
+    /// When a row that left RAM is safe from a crash: from the next `flush` on, the default, or from
+    /// a moment after it left, through a `log`.
     pub durability: Durability,
     /// Whether rows are locked in physical memory. Default false.
     pub lock_memory: bool,

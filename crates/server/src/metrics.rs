@@ -47,8 +47,10 @@ pub const GPU_STAGE_REQUESTS: &str = "embedding_ps_gpu_stage_requests";
 pub const GPU_STAGE_SECONDS: &str = "embedding_ps_gpu_stage_seconds";
 /// Rows in RAM that a staged step holds. Gauge.
 pub const PINNED_ROWS: &str = "embedding_ps_pinned_rows";
-/// Bytes that the SSD tier wrote to its files, merging included. Counter; over the bytes of rows
-/// written to the tier, the write amplification.
+/// Rows that left RAM or are flushed, and are not written to SSD yet. Gauge.
+pub const GOING_DOWN_ROWS: &str = "embedding_ps_going_down_rows";
+/// Bytes that the SSD tier wrote to its files, merging and its log included. Counter; over the
+/// bytes of rows written to the tier, the write amplification.
 pub const SSD_FILE_WRITTEN_BYTES: &str = "embedding_ps_ssd_file_written_bytes";
 /// Bytes that the SSD tier read from its files to merge them. Counter.
 pub const SSD_FILE_MERGED_BYTES: &str = "embedding_ps_ssd_file_merged_bytes";
@@ -274,6 +276,7 @@ impl Collector for StoreCollector {
             (HOST_RAM_USED_BYTES, "Host RAM in use by rows", status.host_ram_used_bytes),
             (GPU_CACHE_BYTES, "GPU memory for rows", status.gpu_cache_bytes),
             (PINNED_ROWS, "Rows that staged steps hold, once for each step", status.pinned_rows),
+            (GOING_DOWN_ROWS, "Rows not written to SSD yet", status.going_down_rows),
         ] {
             let gauge = ConstGauge::new(signed(value));
             let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
@@ -287,7 +290,7 @@ impl Collector for StoreCollector {
             (GPU_STAGE_REQUESTS, "Stages resolved in GPU memory", status.gpu_stages),
             (
                 SSD_FILE_WRITTEN_BYTES,
-                "Bytes written to files on SSD, merging included",
+                "Bytes written to files on SSD, merging and the log included",
                 status.ssd_file_bytes_written,
             ),
             (

@@ -113,9 +113,12 @@ pub struct StoreStatus {
     pub gpu_stages_us: u64,
     /// Rows in RAM that staged steps hold; a row that two steps hold counts twice.
     pub pinned_rows: u64,
+    /// Rows that left RAM or are flushed, and are not written yet. While there is none, all that
+    /// left RAM is as safe as the store's durability makes it.
+    pub going_down_rows: u64,
     /// Bytes that the SSD tier wrote to its files since the store was opened: rows once when they
-    /// come, and again whenever files are merged. Over the rows' bytes written, this is the write
-    /// amplification.
+    /// come, again whenever files are merged, and what goes through its log. Over the rows' bytes
+    /// written, this is the write amplification.
     pub ssd_file_bytes_written: u64,
     /// Bytes that the SSD tier read from its files to merge them, since the store was opened.
     pub ssd_file_bytes_merged: u64,

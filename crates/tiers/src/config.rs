@@ -49,7 +49,9 @@ pub struct StoreConfig {
 pub enum Durability {
     /// From the next flush or clean close on.
     Flush,
-    /// At once: each write-back goes through RocksDB's write-ahead log.
+    /// Once it is written, a moment after it left: each write-back goes through RocksDB's
+    /// write-ahead log. It is not waited for until the device has it: it outlives the process, not
+    /// the machine.
     Log,
 }
 

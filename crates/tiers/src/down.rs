@@ -108,16 +108,23 @@ impl Down {
     /// while
     /// `sending`, as for [`Self::send`].
     pub(crate) fn drain(&self) -> Receiver<()> {
-        let open = {
-            let mut state = self.state.lock();
-            (!state.open.rows.is_empty()).then(|| state.seal())
-        };
-        if let Some(batch) = open {
+        if let Some(batch) = self.seal() {
             self.send(batch);
         }
         let (done, told) = bounded(1);
         self.orders().send(Order::Tell(done)).expect("the writer lives as long as the queue");
         told
+    }
+
+    /// What was put so far, if anything, to be sent with [`Self::send`].
+    pub(crate) fn seal(&self) -> Option<Arc<Batch>> {
+        let mut state = self.state.lock();
+        (!state.open.rows.is_empty()).then(|| state.seal())
+    }
+
+    /// Rows that are not written yet.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.rows.load(Ordering::Acquire)
     }
 
     /// Batches that are on SSD and no longer found here.
@@ -127,7 +134,7 @@ impl Down {
 
     /// Whether any row is on its way.
     pub(crate) fn is_empty(&self) -> bool {
-        self.rows.load(Ordering::Acquire) == 0
+        self.waiting() == 0
     }
 
     /// Reads a row that is on its way.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use table::TableId;
 
+use crate::Durability;
 use crate::class::Class;
 use crate::down::Batch;
 use crate::expire::Passes;
@@ -51,9 +52,15 @@ impl Room {
 }
 
 impl Inner {
-    /// Gives the writer what left. Called without a section's lock, for it may wait.
+    /// Gives the writer what left. Called without a section's lock, for it may wait. Where a row is
+    /// to be safe once it left, none waits for a batch to be full.
     pub(crate) fn send_down(&self, room: &mut Room) {
         for batch in room.sealed.drain(..) {
+            self.down.send(batch);
+        }
+        if self.config.durability == Durability::Log
+            && let Some(batch) = self.down.seal()
+        {
             self.down.send(batch);
         }
     }

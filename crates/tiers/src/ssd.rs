@@ -54,7 +54,12 @@ impl Ssd {
         options.set_keep_log_file_num(2);
         options.set_max_log_file_size(1 << 20);
         options.set_stats_dump_period_sec(0);
-        options.set_max_total_wal_size(1 << 20);
+        // A log that is full writes all memtables down: that of the store's own records is short,
+        // that of rows takes as much as their memtables.
+        options.set_max_total_wal_size(match config.durability {
+            Durability::Flush => 1 << 20,
+            Durability::Log => 3 * eighth as u64,
+        });
         options.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(
             3 * eighth,
             false, // a full memtable slows a write down; it must not stop one for good
@@ -198,11 +203,12 @@ impl Ssd {
         self.durable("delete rows", || self.db.write_opt(batch, &options))
     }
 
-    /// Bytes written to files and bytes read from files to merge them, since the open.
+    /// Bytes written to files, the log's among them, and bytes read from files to merge them, since
+    /// the open.
     pub(crate) fn file_bytes(&self) -> (u64, u64) {
         let ticker = |ticker| self.options.get_ticker_count(ticker);
-        let written = ticker(Ticker::FlushWriteBytes) + ticker(Ticker::CompactWriteBytes);
-        (written, ticker(Ticker::CompactReadBytes))
+        let written = [Ticker::FlushWriteBytes, Ticker::CompactWriteBytes, Ticker::WalFileBytes];
+        (written.into_iter().map(ticker).sum(), ticker(Ticker::CompactReadBytes))
     }
 
     /// Brings every row written so far to the disk.

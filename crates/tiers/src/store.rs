@@ -468,6 +468,7 @@ impl Inner {
             gpu_stages: device.stages,
             gpu_stages_us: device.stages_us,
             pinned_rows: self.live.rows(),
+            going_down_rows: self.down.waiting(),
             ssd_file_bytes_written: written,
             ssd_file_bytes_merged: merged,
             opened_clean: self.opened_clean,

@@ -325,6 +325,7 @@ impl From<&StoreStatus> for proto::StoreStatus {
             gpu_stages,
             gpu_stages_us,
             pinned_rows,
+            going_down_rows,
             ssd_file_bytes_written,
             ssd_file_bytes_merged,
             opened_clean,
@@ -340,6 +341,7 @@ impl From<&StoreStatus> for proto::StoreStatus {
             gpu_cache_bytes: *gpu_cache_bytes,
             gpu_stages: *gpu_stages,
             gpu_stages_us: *gpu_stages_us,
+            going_down_rows: *going_down_rows,
         }
     }
 }
@@ -356,6 +358,7 @@ impl TryFrom<proto::StoreStatus> for StoreStatus {
             gpu_stages: message.gpu_stages,
             gpu_stages_us: message.gpu_stages_us,
             pinned_rows: message.pinned_rows,
+            going_down_rows: message.going_down_rows,
             ssd_file_bytes_written: message.ssd_file_bytes_written,
             ssd_file_bytes_merged: message.ssd_file_bytes_merged,
             opened_clean: message.opened_clean,
@@ -546,7 +549,7 @@ mod tests {
     prop_compose! {
         fn statuses()(
             tables in prop::collection::vec((specs(), counters()), 0..4),
-            n in prop::array::uniform15(0_u64..),
+            n in prop::array::uniform16(0_u64..),
             opened_clean: bool,
         ) -> StoreStatus {
             let tier = |i: usize| TierStatus { rows: n[i], bytes: n[i + 1] };
@@ -564,6 +567,7 @@ mod tests {
                 gpu_cache_bytes: n[12],
                 gpu_stages: n[13],
                 gpu_stages_us: n[14],
+                going_down_rows: n[15],
                 opened_clean,
             }
         }

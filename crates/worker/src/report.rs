@@ -106,7 +106,7 @@ pub struct Tiers {
     /// Microseconds that a stage took to be resolved there, moves of rows included; none while no
     /// stage was.
     gpu_stage_us_mean: Option<f64>,
-    /// Bytes that the SSD tier wrote to its files, merging included.
+    /// Bytes that the SSD tier wrote to its files, merging and its log included.
     ssd_file_bytes_written: u64,
     /// Bytes that it read from them to merge them.
     ssd_file_bytes_merged: u64,

@@ -43,6 +43,7 @@ fn the_page_has_every_metric_and_health_says_serving() {
         format!("{}_total 0", m::CLOSED_SESSIONS),
         format!("{} {}", m::HOST_RAM_BUDGET_BYTES, crate::HOST_RAM_BYTES),
         format!("{} 0", m::PINNED_ROWS),
+        format!("{} 0", m::GOING_DOWN_ROWS),
         format!("{}{{table=\"a\"}} ", m::TABLE_ROWS),
         format!("{}{{table=\"a\",tier=\"host\"}} ", m::TIER_ROWS),
         format!("{}{{table=\"b\",tier=\"ssd\"}} ", m::TIER_BYTES),
