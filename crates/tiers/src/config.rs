@@ -1,7 +1,9 @@
 //! What a store is given at open. It reads no file and no flag; `server` does.
 
+use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::{Error, Result};
 
@@ -41,7 +43,13 @@ pub struct StoreConfig {
     pub lock_memory: bool,
     /// Tables whose share of the host RAM is bounded; the others take what serves best.
     pub shares: Vec<TableShare>,
+    /// What tells the time to tables whose rows expire by seconds.
+    pub clock: Clock,
 }
+
+/// What tells the time.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Duration + Send + Sync>);
 
 /// When a row that was written back is safe from a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -64,6 +72,31 @@ pub struct TableShare {
     pub host_bytes_min: u64,
     /// Bytes above which it takes rows only from itself.
     pub host_bytes_max: u64,
+}
+
+impl Clock {
+    /// The system's: seconds since 1970.
+    pub fn system() -> Self {
+        // before 1970 no time passes
+        Self::of(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
+    /// One that says what `now` says. It may stand still; when it is put back, rows are young.
+    pub fn of(now: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// What a row is stamped with: an age is a difference of two, right as long as it is below 2^31
+    /// seconds.
+    pub(crate) fn stamp(&self) -> u32 {
+        (self.0)().as_secs() as u32
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({:?})", (self.0)())
+    }
 }
 
 impl StoreConfig {
@@ -95,6 +128,7 @@ impl StoreConfig {
             durability: Durability::Flush,
             lock_memory: false,
             shares: Vec::new(),
+            clock: Clock::system(),
         }
     }
 

@@ -44,7 +44,7 @@ mod tally;
 #[cfg(not(feature = "shuttle"))]
 mod tests;
 
-pub use config::{Durability, StoreConfig, TableShare};
+pub use config::{Clock, Durability, StoreConfig, TableShare};
 pub use device::Places;
 pub use error::{Error, Result};
 #[doc(hidden)] // decoders, for the fuzzer

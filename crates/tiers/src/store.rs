@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
 use table::{
@@ -15,6 +14,7 @@ use crate::admission::Sketch;
 use crate::arena::{Layout, MemoryUse, RowsLock};
 use crate::budget::Budget;
 use crate::class::Class;
+use crate::config::Clock;
 use crate::device::{DeviceTier, Places};
 use crate::down::Down;
 use crate::live::Live;
@@ -97,6 +97,7 @@ pub(crate) struct Table {
     /// Rows in RAM: below the first no other table takes them, above the second only its own go.
     pub(crate) share_rows: Range<u64>,
     pub(crate) tally: Tally,
+    time: Clock,
 }
 
 impl Store {
@@ -387,7 +388,8 @@ impl Inner {
         let mut tables = self.tables.write();
         let id = TableId(tables.len() as u32);
         let (rows, tally) = (RowsLock::default(), Tally::of_rows(rows_ssd));
-        let table = Table { id, spec, layout, rows, class, share_rows, tally };
+        let time = self.config.clock.clone();
+        let table = Table { id, spec, layout, rows, class, share_rows, tally, time };
         *tables = tables.iter().cloned().chain([Arc::new(table)]).collect();
         Ok(())
     }
@@ -488,10 +490,7 @@ impl Table {
             Expiry::Never => 0,
             // a row's age is a difference of stamps, right as long as it is below 2^31 stages
             Expiry::Steps(_) => stages.load(Ordering::Relaxed) as u32,
-            Expiry::Seconds(_) => {
-                let since = SystemTime::now().duration_since(UNIX_EPOCH);
-                since.map_or(0, |since| since.as_secs() as u32)
-            }
+            Expiry::Seconds(_) => self.time.stamp(),
         }
     }
 

@@ -1,5 +1,9 @@
 //! Who gets a row, and for how long.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use table::{Admission, Expiry, Key, KeyBatch, Optimizer, RowStatus, TableId, TableSpec};
 use testkit::RowStore;
 
@@ -241,6 +245,88 @@ fn the_clock_of_steps_goes_on_where_it_stopped() {
         step(scratch.store(), &batch(table, [2]), 1.0);
     }
     assert_eq!(scratch.lookup(&batch(table, [1])).unwrap().1, [RowStatus::Initialised]);
+}
+
+/// A store whose clock the test winds, in seconds.
+fn wound(host_ram_bytes: u64) -> (Scratch, Arc<AtomicU64>) {
+    // near the end of what a stamp's 32 bits tell, so that they wrap
+    let seconds = Arc::new(AtomicU64::new(u64::from(u32::MAX) - 100));
+    let mut scratch = Scratch::new(host_ram_bytes);
+    let told = Arc::clone(&seconds);
+    scratch.config.clock =
+        crate::Clock::of(move || Duration::from_secs(told.load(Ordering::Relaxed)));
+    scratch.close_and_reopen();
+    (scratch, seconds)
+}
+
+#[test]
+fn a_row_expires_by_seconds_in_ram_and_on_ssd_however_many_stages_pass() {
+    for (budget, tier) in [(HUGE, RowStatus::Host), (TINY, RowStatus::Ssd)] {
+        let (mut scratch, seconds) = wound(budget);
+        let spec = expiring("t", Expiry::Seconds(60));
+        let table = scratch.create_table(&spec).unwrap();
+        let other = scratch.create_table(&super::spec("other", 600, Optimizer::Sgd)).unwrap();
+        let pass = |scratch: &Scratch, after_s: u64| {
+            for i in 0..100 {
+                step(scratch.store(), &batch(other, i * 40..(i + 1) * 40), 1.0);
+            }
+            seconds.fetch_add(after_s, Ordering::Relaxed);
+        };
+        step(scratch.store(), &batch(table, [7]), 1.0);
+        let trained = scratch.lookup(&batch(table, [7])).unwrap().0;
+        pass(&scratch, 60);
+        let (rows, statuses) = scratch.lookup(&batch(table, [7])).unwrap();
+        assert_eq!((rows, statuses), (trained.clone(), vec![tier]), "60 seconds are not too many");
+        let staged = scratch.store().stage(&batch(table, [7])).unwrap(); // young again
+        assert_eq!(
+            (scratch.pull(&staged).unwrap(), staged.statuses()),
+            (trained.clone(), &[tier][..])
+        );
+        drop(staged);
+        pass(&scratch, 60);
+        scratch.close_and_reopen(); // what was young at the close is as old at the open
+        let (rows, statuses) = scratch.lookup(&batch(table, [7])).unwrap();
+        assert_eq!((rows, statuses), (trained.clone(), vec![RowStatus::Ssd]));
+        seconds.fetch_sub(1000, Ordering::Relaxed); // a clock that is put back makes no row old
+        assert_eq!(scratch.lookup(&batch(table, [7])).unwrap().0, trained);
+        seconds.fetch_add(1001, Ordering::Relaxed);
+        let (rows, statuses) = scratch.lookup(&batch(table, [7])).unwrap();
+        assert_eq!((rows, statuses), (initial(&spec, 7), vec![RowStatus::Initialised]));
+        let staged = scratch.store().stage(&batch(table, [7])).unwrap();
+        assert_eq!(staged.statuses(), [RowStatus::Initialised], "{tier:?}");
+        assert_eq!(scratch.pull(&staged).unwrap(), initial(&spec, 7));
+        drop(staged);
+        let status = scratch.store().status();
+        assert_eq!((status.tables[0].counters.expired, status.tables[0].rows), (1, 1));
+        // in RAM, where the stage brought it
+        seconds.fetch_add(61, Ordering::Relaxed);
+        let staged = scratch.store().stage(&batch(table, [7])).unwrap();
+        assert_eq!(staged.statuses(), [RowStatus::Initialised], "{tier:?}");
+        assert_eq!(scratch.store().status().tables[0].counters.expired, 2);
+        drop(staged);
+        scratch.store().close().unwrap();
+    }
+}
+
+#[test]
+fn rows_that_expired_by_seconds_leave_ssd() {
+    let (mut scratch, seconds) = wound(HUGE);
+    let expiry = Expiry::Seconds(3600);
+    let brief = scratch.create_table(&TableSpec { expiry, ..spec("t", 16, ADAGRAD) }).unwrap();
+    let others = scratch.create_table(&spec("others", 4, Optimizer::Sgd)).unwrap();
+    step(scratch.store(), &batch(brief, 0..1000), 1.0);
+    seconds.fetch_add(3600, Ordering::Relaxed);
+    step(scratch.store(), &batch(brief, 1000..2000), 1.0);
+    scratch.close_and_reopen();
+    for _ in 0..20 {
+        step(scratch.store(), &batch(others, 0..8192), 0.1);
+    }
+    assert_eq!(scratch.store().status().totals().dropped, 0, "an hour is not too long");
+    seconds.fetch_add(3600, Ordering::Relaxed);
+    let held = batch(brief, 1000..1010);
+    look_until_dropped(&scratch, others, &held, 1000);
+    assert_eq!(scratch.store().status().tables[0].rows, 1000);
+    assert_eq!(scratch.lookup(&batch(brief, [1, 1500])).unwrap().1[1], RowStatus::Ssd);
 }
 
 #[test]
