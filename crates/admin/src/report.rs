@@ -36,6 +36,7 @@ pub fn status_text(connection: &Connection, status: &StoreStatus) -> String {
         ("write-backs", counters.writebacks.to_string()),
         ("not admitted", counters.not_admitted.to_string()),
         ("expired", format!("{}, {} of them dropped on SSD", counters.expired, counters.dropped)),
+        ("unreadable", format!("{} keys", counters.failed)),
         ("SSD files", ssd_files(status)),
     ];
     let gpu = (status.gpu_cache_bytes > 0).then(|| ("GPU memory", gpu_cache(status)));

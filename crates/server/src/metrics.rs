@@ -84,6 +84,8 @@ pub const NOT_ADMITTED_KEYS: &str = "embedding_ps_not_admitted_keys";
 pub const EXPIRED_ROWS: &str = "embedding_ps_expired_rows";
 /// Of those, rows dropped on SSD before anybody staged them again, by table. Counter.
 pub const DROPPED_ROWS: &str = "embedding_ps_dropped_rows";
+/// Keys staged or looked up whose record on SSD could not be read, by table. Counter.
+pub const FAILED_KEYS: &str = "embedding_ps_failed_keys";
 /// Rows that left RAM, by table. Counter.
 pub const EVICTED_ROWS: &str = "embedding_ps_evicted_rows";
 /// Rows that came up into GPU memory, by table. Counter.
@@ -326,12 +328,13 @@ impl Collector for StoreCollector {
 type Read<T> = (&'static str, &'static str, fn(&T) -> u64);
 
 const TABLE_GAUGES: [Read<TableStatus>; 1] = [(TABLE_ROWS, "Rows that exist", |t| t.rows)];
-const TABLE_COUNTERS: [Read<TableStatus>; 9] = [
+const TABLE_COUNTERS: [Read<TableStatus>; 10] = [
     (PROMOTED_ROWS, "Rows that came up into GPU memory", |t| t.counters.promotions),
     (DEMOTED_ROWS, "Rows that left GPU memory", |t| t.counters.demotions),
     (NOT_ADMITTED_KEYS, "Keys that admission kept out", |t| t.counters.not_admitted),
     (EXPIRED_ROWS, "Rows that nobody staged for too long", |t| t.counters.expired),
     (DROPPED_ROWS, "Expired rows dropped on SSD", |t| t.counters.dropped),
+    (FAILED_KEYS, "Keys whose record on SSD could not be read", |t| t.counters.failed),
     (FIRST_TOUCH_ROWS, "Rows made at their first touch", |t| t.counters.first_touch),
     (REREAD_ROWS, "Rows fetched again from SSD", |t| t.counters.ssd_rereads),
     (EVICTED_ROWS, "Rows that left RAM", |t| t.counters.evictions),

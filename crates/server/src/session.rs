@@ -227,7 +227,7 @@ impl Session for EngineSession {
             let message = format!("{} statuses for {} keys", statuses.len(), told.len());
             return Err(Error::new(Code::InvalidArgument, message));
         }
-        self.told(self.engine.store().pull(&staged, rows))?;
+        self.told(self.engine.store().pull_some(&staged, rows))?;
         statuses.copy_from_slice(told);
         Ok(Pulled { stalled })
     }

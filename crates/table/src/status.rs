@@ -20,7 +20,8 @@ pub enum RowStatus {
     Initialised = 4,
     /// The table's admission keeps the key out; the floats are those of its initial row.
     NotAdmitted = 5,
-    /// The row could not be had; the row's floats mean nothing.
+    /// The row's record could not be read. Its floats are NaN, and a step that has it can't be
+    /// pushed.
     Failed = 6,
 }
 
@@ -66,6 +67,9 @@ pub struct Counters {
     pub demotions: u64,
     /// Of those, rows that were dropped on SSD before anybody staged them again.
     pub dropped: u64,
+    /// Keys that were staged or looked up and whose record on SSD could not be read: neither hits
+    /// nor misses.
+    pub failed: u64,
 }
 
 /// One tier of one table, as it is now.
@@ -164,6 +168,7 @@ impl Counters {
             promotions: self.promotions + other.promotions,
             demotions: self.demotions + other.demotions,
             dropped: self.dropped + other.dropped,
+            failed: self.failed + other.failed,
         }
     }
 }

@@ -102,7 +102,8 @@ impl Inner {
         let rows = (SLICE_BYTES / table.layout.bytes()).clamp(1, SLICE_ROWS);
         let mut slice = Slice { expired: Vec::new(), next: None, oldest };
         slice.next = self.ssd.scan(table.id, from, rows, |key, bytes| {
-            let stored = StoredRow::decode(table, key, bytes)?;
+            // one that can't be read stays, for whoever stages it to be told
+            let Ok(stored) = StoredRow::decode(table, key, bytes) else { return Ok(()) };
             if table.is_expired(stored.stamp, now) {
                 slice.expired.push(key);
             } else if let Some(stamp) = stored.stamp

@@ -112,22 +112,31 @@ impl Inner {
         let table = &run.table;
         let (dim, now) = (table.layout.dim, self.clock_of(table));
         let missed_keys = missed.iter().map(|&i| keys[i]);
-        let mut read = 0;
+        let (mut read, mut failed) = (0, 0);
         self.ssd.read(table.id, table.layout.bytes(), missed_keys, |m, key, value| {
             let i = missed[m];
             let out = &mut rows[i * dim..][..dim];
-            statuses[i] = match value {
+            let found = value.and_then(|value| match value {
                 Some(bytes) => {
                     read += bytes.len() as u64;
-                    read_stored(table, key, bytes, now, out)?
+                    read_stored(table, key, bytes, now, out)
                 }
                 None => {
                     table.spec.initial_embedding(key, out);
-                    RowStatus::Initialised
+                    Ok(RowStatus::Initialised)
                 }
-            };
+            });
+            statuses[i] = found.unwrap_or_else(|error| {
+                if failed == 0 {
+                    tracing::warn!(table = %table.id, %key, %error, "a row can't be read");
+                }
+                failed += 1;
+                out.fill(f32::NAN);
+                RowStatus::Failed
+            });
             Ok(())
         })?;
+        add(&table.tally.failed, failed);
         add(&table.tally.ssd_bytes_read, read);
         Ok(())
     }

@@ -55,9 +55,16 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct State {
     rows: Vec<(Missing, Outcome)>,
-    error: Option<Error>,
+    error: Option<Error>,    // of the first row that could not be had
+    failed: Vec<(u32, Row)>, // class, row: those that could not
     finished: bool,
     statuses: Vec<(u32, RowStatus)>, // by position in the batch of the stage that loads
+}
+
+/// Rows of a load that could not be had, and why not.
+pub(crate) struct Failure {
+    pub(crate) rows: Vec<(u32, Row)>, // class, row; ascending
+    pub(crate) error: Error,
 }
 
 /// Some rows of one table, keys ascending.
@@ -91,16 +98,14 @@ impl Load {
         })
     }
 
-    /// Waits until every row of the load is there, or an error told why not.
-    pub(crate) fn wait(&self) -> Result<()> {
+    /// Waits until every row of the load is there, but for those that could not be had.
+    pub(crate) fn wait(&self) -> Option<Failure> {
         let mut state = self.state.lock();
         while !state.finished {
             self.done.wait(&mut state);
         }
-        match &state.error {
-            Some(error) => Err(error.again()),
-            None => Ok(()),
-        }
+        let error = state.error.as_ref()?.again();
+        Some(Failure { rows: state.failed.clone(), error })
     }
 
     /// Where the rows came from, by their positions in the batch, once the load is done.
@@ -178,9 +183,17 @@ impl Intake {
         let table = &rows[0].table;
         let now = table.clock(&self.stages);
         let keys = rows.iter().map(|row| row.key);
+        let mut failed = None;
         self.ssd.read(table.id, table.layout.bytes(), keys, |i, key, value| {
             let row = rows[i].row;
-            let stored = value.map(|bytes| StoredRow::decode(table, key, bytes)).transpose()?;
+            let decode = |bytes| StoredRow::decode(table, key, bytes);
+            let stored = match value.and_then(|value| value.map(decode).transpose()) {
+                Ok(stored) => stored,
+                Err(error) => {
+                    failed.get_or_insert(error);
+                    return Ok(()); // the others come in
+                }
+            };
             outcomes[i] = match stored {
                 Some(stored) if table.is_expired(stored.stamp, now) => {
                     table.class.arena.write(row, |embedding, state| {
@@ -201,23 +214,24 @@ impl Intake {
                 }
             };
             Ok(())
-        })
+        })?;
+        failed.map_or(Ok(()), Err)
     }
 
-    /// Makes the rows of a load rows like others, or, after an error, forgets them all.
+    /// Makes the rows of a load rows like others, and forgets those that could not be had.
     fn finish(&self, load: &Load) {
         let mut state = load.state.lock();
         let mut rows = std::mem::take(&mut state.rows);
         rows.sort_unstable_by_key(|(row, _)| (row.table.class.number, row.row));
-        let failed = state.error.is_some();
         for (missing, outcome) in &rows {
             let class = &missing.table.class;
             let number = class.section_of(missing.hash) as usize;
             let mut section = class.sections[number].lock();
             let at = section.find(missing.hash, missing.table.id);
             let at = at.expect("a row on its way in stays");
-            if failed {
+            if *outcome == Outcome::Failed {
                 section.forget(at);
+                state.failed.push((class.number, missing.row));
             } else {
                 let meta = section.entry(at).meta;
                 let on_ssd = !matches!(outcome, Outcome::New);
@@ -233,11 +247,12 @@ impl Intake {
             }
             self.loads.remove(&(class.number, missing.row));
         }
-        if !failed {
-            for (missing, outcome) in &rows {
-                let status = self.count_load(&missing.table, *outcome);
-                state.statuses.push((missing.position, status));
-            }
+        for (missing, outcome) in &rows {
+            let status = self.count_load(&missing.table, *outcome);
+            state.statuses.push((missing.position, status));
+        }
+        if let Some(error) = &state.error {
+            tracing::warn!(rows = state.failed.len(), %error, "rows can't be read");
         }
         state.finished = true;
         load.done.notify_all();
@@ -245,6 +260,10 @@ impl Intake {
 
     fn count_load(&self, table: &Table, outcome: Outcome) -> RowStatus {
         let tally = &table.tally;
+        if outcome == Outcome::Failed {
+            add(&tally.failed, 1);
+            return RowStatus::Failed;
+        }
         add(&tally.host_misses, 1);
         add(&tally.rows_host, 1);
         match outcome {

@@ -118,13 +118,13 @@ impl Ssd {
     }
 
     /// Reads rows of one table, of about `row_bytes` bytes, keys ascending: `found` is called for
-    /// each with its place among `keys` and its bytes, if it has any.
+    /// each with its place among `keys` and its bytes, if it has any, or why they can't be had.
     pub(crate) fn read(
         &self,
         table: TableId,
         row_bytes: usize,
         keys: impl Iterator<Item = Key>,
-        mut found: impl FnMut(usize, Key, Option<&[u8]>) -> Result<()>,
+        mut found: impl FnMut(usize, Key, Result<Option<&[u8]>>) -> Result<()>,
     ) -> Result<()> {
         let rows = self.family(ROWS)?;
         let read = ReadOptions::default(); // verifies checksums, fills the block cache
@@ -137,8 +137,11 @@ impl Ssd {
             names.extend(keys.by_ref().take(at_once).map(|key| row_key(table, key)));
             let values = self.db.batched_multi_get_cf_opt(rows, &names, true, &read);
             for (i, (value, name)) in values.into_iter().zip(&names).enumerate() {
-                let value = value.map_err(|source| Error::Ssd { context: "read rows", source })?;
-                found(start + i, key_of(name), value.as_deref())?;
+                let value = value
+                    .as_ref()
+                    .map(Option::as_deref)
+                    .map_err(|source| Error::Ssd { context: "read rows", source: source.clone() });
+                found(start + i, key_of(name), value)?;
             }
             start += names.len();
         }

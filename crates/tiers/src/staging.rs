@@ -17,7 +17,7 @@ use crate::class::Class;
 use crate::device;
 use crate::index::{Meta, Probe};
 use crate::live::{PinSet, SectionId};
-use crate::reads::{Load, Missing};
+use crate::reads::{Failure, Load, Missing};
 use crate::room::{Room, Want};
 use crate::section::{Hit, Past, bytes_for};
 use crate::spare::{Plan, Probes};
@@ -52,7 +52,8 @@ struct Step {
     runs: Vec<Run>,
     plan: Plan,
     floats: usize,
-    claimed: Vec<u64>, // [runs], rows that were not in RAM
+    claimed: Vec<u64>,     // [runs], rows that were not in RAM
+    failed: Option<Error>, // why there are rows that could not be had
     pins: Vec<Pins>,
 }
 
@@ -93,6 +94,12 @@ impl Staged {
         &self.step.plan.statuses
     }
 
+    /// Refuses a step of which some rows could not be had: a model that is trained without them, or
+    /// with others in their place, is another model.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        self.step.failed.as_ref().map_or(Ok(()), |error| Err(error.again()))
+    }
+
     /// Its addresses, where there is a device.
     pub(crate) fn resolved(&self) -> Option<&device::Resolved> {
         self.step.on_device.as_ref()
@@ -112,6 +119,7 @@ impl Staged {
 
     /// Sets the embeddings of the rows; the optimizer's state starts anew.
     pub(crate) fn set_rows(&self, embeddings: &[f32]) -> Result<()> {
+        self.check_whole()?;
         let mut rest = embeddings;
         for run in &self.step.runs {
             let table = &run.table;
@@ -147,11 +155,13 @@ impl Staging {
         self.step.floats
     }
 
-    /// Waits until every row is there.
+    /// Waits until every row is there, or can't be had: [`Staged::statuses`] says which those are.
     pub fn wait(self) -> Result<Staged> {
         let Staging { mut step, own, others, .. } = self;
         for load in own.iter().chain(&others) {
-            load.wait()?;
+            if let Some(failure) = load.wait() {
+                step.fail(failure);
+            }
         }
         if let Some(load) = own {
             for (position, status) in load.take_statuses() {
@@ -179,6 +189,21 @@ impl Step {
         self.plan.rows[position] = row;
         let run = self.runs.partition_point(|run| run.range.end <= position);
         self.claimed[run] += 1;
+    }
+
+    /// Notes rows that could not be had. Their slots are others' from now on.
+    fn fail(&mut self, failure: Failure) {
+        let Failure { rows: failed, error } = failure;
+        for run in &self.runs {
+            let class = run.table.class.number;
+            for position in run.range.clone() {
+                if failed.binary_search(&(class, self.plan.rows[position])).is_ok() {
+                    self.plan.rows[position] = Row::NONE;
+                    self.plan.statuses[position] = RowStatus::Failed;
+                }
+            }
+        }
+        self.failed.get_or_insert(error);
     }
 
     /// Counts what was there already.
@@ -360,7 +385,8 @@ impl Inner {
         let claimed = vec![0; runs.len()];
         let plan = Plan { keys: own_keys, rows, statuses };
         let (inner, on_device) = (Arc::clone(self), None);
-        let step = Step { on_device, inner, runs, plan, floats, claimed, pins };
+        let failed = None;
+        let step = Step { on_device, inner, runs, plan, floats, claimed, failed, pins };
         (Staging { step, own: None, others: loads, claims_seen }, misses)
     }
 
@@ -450,7 +476,8 @@ impl Inner {
                 table.layout.bytes(),
                 of_table.iter().map(key_of),
                 |i, key, value| {
-                    if value.is_none() && !on_the_way(key) {
+                    // one that can't be read is a row all the same, and its load says so
+                    if matches!(value, Ok(None)) && !on_the_way(key) {
                         let position = of_table[i].probe.position as usize;
                         statuses[position] = RowStatus::NotAdmitted;
                         out += 1;
@@ -684,6 +711,12 @@ impl Inner {
 
     /// See [`crate::Store::pull`].
     pub(crate) fn pull(&self, staged: &Staged, rows: &mut [f32]) -> Result<()> {
+        staged.check_whole()?;
+        self.pull_some(staged, rows)
+    }
+
+    /// See [`crate::Store::pull_some`].
+    pub(crate) fn pull_some(&self, staged: &Staged, rows: &mut [f32]) -> Result<()> {
         let _gate = self.enter()?;
         let step = &staged.step;
         check_shape("the buffer of the rows", rows.len(), step.floats)?;
@@ -702,10 +735,13 @@ impl Inner {
                 table.class.arena.gather(rows, &read, out);
                 add(&table.tally.host_bytes_read, size_of_val(out) as u64);
             }
-            if table.spec.admission != Admission::FirstSight {
+            if table.spec.admission != Admission::FirstSight || step.failed.is_some() {
                 for (i, _) in rows.iter().enumerate().filter(|(_, row)| **row == Row::NONE) {
-                    let key = step.plan.keys[run.range.start + i];
-                    table.spec.initial_embedding(key, &mut out[i * dim..][..dim]);
+                    let (at, out) = (run.range.start + i, &mut out[i * dim..][..dim]);
+                    match step.plan.statuses[at] {
+                        RowStatus::Failed => out.fill(f32::NAN),
+                        _ => table.spec.initial_embedding(step.plan.keys[at], out),
+                    }
                 }
             }
         }
@@ -715,6 +751,7 @@ impl Inner {
     /// See [`crate::Store::push`].
     pub(crate) fn push(&self, staged: &Staged, gradients: &[f32], rate: f32) -> Result<()> {
         let _gate = self.enter()?;
+        staged.check_whole()?;
         let step = &staged.step;
         check_shape("the gradients", gradients.len(), step.floats)?;
         if !rate.is_finite() {

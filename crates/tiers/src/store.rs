@@ -167,6 +167,9 @@ impl Store {
     /// Blocks while the budget is full of rows that other steps hold, up to
     /// [`StoreConfig::stage_wait`]; then it answers [`Error::SlowDown`]. A batch that would not fit
     /// the empty budget answers [`Error::BatchTooLarge`] at once. After an error nothing is pinned.
+    ///
+    /// A row whose record on SSD can't be read is [`RowStatus::Failed`] and not replaced: the step
+    /// is pulled with [`Self::pull_some`], and refuses to be pulled otherwise, or pushed.
     pub fn stage(&self, keys: &KeyBatch) -> Result<Staged> {
         self.inner.stage(keys)
     }
@@ -183,6 +186,13 @@ impl Store {
     pub fn pull(&self, staged: &Staged, rows: &mut [f32]) -> Result<()> {
         self.check_own(staged);
         self.inner.pull(staged, rows)
+    }
+
+    /// As [`Self::pull`], also of a step with rows that could not be read: where
+    /// [`Staged::statuses`] says [`RowStatus::Failed`] all floats are NaN.
+    pub fn pull_some(&self, staged: &Staged, rows: &mut [f32]) -> Result<()> {
+        self.check_own(staged);
+        self.inner.pull_some(staged, rows)
     }
 
     /// Applies one gradient to each row of a staged step with its table's optimizer.
@@ -254,7 +264,8 @@ impl Store {
     }
 
     /// Reads embeddings without staging: never creates, never evicts. A key never touched answers
-    /// with the row that its first touch would create and [`RowStatus::Initialised`].
+    /// with the row that its first touch would create and [`RowStatus::Initialised`]; one whose
+    /// record on SSD can't be read, with NaN and [`RowStatus::Failed`].
     ///
     /// `rows` is shaped as for a pull, `statuses` has a place for each key. After an error what is
     /// in them means nothing.

@@ -33,6 +33,7 @@ pub(crate) struct Tally {
     pub(crate) not_admitted: AtomicU64,
     pub(crate) expired: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) failed: AtomicU64,
 }
 
 /// Adds to a count.
@@ -76,6 +77,7 @@ impl Tally {
             promotions: get(&self.promotions),
             demotions: get(&self.demotions),
             dropped: get(&self.dropped),
+            failed: get(&self.failed),
         }
     }
 }

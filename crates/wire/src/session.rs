@@ -43,13 +43,15 @@ pub trait Session: Send + Sync {
     /// Gathers the rows of a staged step, waiting for its staging to end.
     ///
     /// `rows` is [Σ runs, dim of the run's table] in the order of the staged keys. It may be called
-    /// more than once before the push.
+    /// more than once before the push. A row that could not be read is an error: no row is silently
+    /// replaced.
     fn pull(&self, step: Step, rows: &mut [f32]) -> Result<Pulled>;
 
     /// As [`Self::pull`], and tells of each row where the step's staging found it: in which tier,
     /// made anew ([`RowStatus::Initialised`]), or kept out by its table's admission
     /// ([`RowStatus::NotAdmitted`]: the floats are those of its initial row, and what is pushed to
-    /// it is dropped and counted).
+    /// it is dropped and counted). A row that could not be read is [`RowStatus::Failed`], its floats
+    /// are NaN, and the step can't be pushed; the others are what they are.
     ///
     /// `statuses` is [Σ runs].
     fn pull_with_statuses(
@@ -73,7 +75,8 @@ pub trait Session: Send + Sync {
     fn settle(&self) -> Result<()>;
 
     /// Reads rows without staging: never creates, never pins, never evicts. A key never touched
-    /// answers with the row its first touch would create and [`RowStatus::Initialised`].
+    /// answers with the row its first touch would create and [`RowStatus::Initialised`]; one that
+    /// can't be read, with NaN and [`RowStatus::Failed`], and the others are what they are.
     ///
     /// `rows` is shaped as for `pull`; `statuses` is [Σ runs].
     fn lookup(&self, keys: &KeyBatch, rows: &mut [f32], statuses: &mut [RowStatus]) -> Result<()>;

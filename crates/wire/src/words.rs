@@ -421,6 +421,7 @@ impl From<&Counters> for proto::Counters {
             promotions,
             demotions,
             dropped,
+            failed,
         } = *counters;
         let tier = |tier: TierCounters| {
             let TierCounters { hits, misses, bytes_read, bytes_written } = tier;
@@ -439,6 +440,7 @@ impl From<&Counters> for proto::Counters {
             promotions,
             demotions,
             dropped,
+            failed,
         }
     }
 }
@@ -463,6 +465,7 @@ impl From<proto::Counters> for Counters {
             promotions: message.promotions,
             demotions: message.demotions,
             dropped: message.dropped,
+            failed: message.failed,
         }
     }
 }
@@ -533,7 +536,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn counters()(n in prop::array::uniform21(0_u64..)) -> Counters {
+        fn counters()(n in prop::array::uniform22(0_u64..)) -> Counters {
             let tier = |i: usize| TierCounters {
                 hits: n[i], misses: n[i + 1], bytes_read: n[i + 2], bytes_written: n[i + 3],
             };
@@ -541,7 +544,7 @@ mod tests {
                 gpu: tier(0), host: tier(4), ssd: tier(8),
                 first_touch: n[12], ssd_rereads: n[13], evictions: n[14], writebacks: n[15],
                 not_admitted: n[16], expired: n[17], promotions: n[18], demotions: n[19],
-                dropped: n[20],
+                dropped: n[20], failed: n[21],
             }
         }
     }

@@ -140,10 +140,18 @@ impl LookupAhead<'_> {
             .lookup(keys, &mut next.rows, &mut next.statuses)
             .map_err(Error::session("look up rows"))?;
         // a key that is not admitted has the floats of its initial row, as in training
-        if next.statuses.contains(&RowStatus::Failed) {
-            let message = "a row could not be had";
-            return Err(Error::session("look up rows")(wire::Error::new(Code::Internal, message)));
-        }
+        check_whole(&next.statuses).map_err(Error::session("look up rows"))?;
         Ok(Some(next))
+    }
+}
+
+/// Refuses rows of which some could not be read: what is computed from others would be wrong.
+pub(crate) fn check_whole(statuses: &[RowStatus]) -> wire::Result<()> {
+    match statuses.iter().filter(|status| **status == RowStatus::Failed).count() {
+        0 => Ok(()),
+        failed => {
+            let message = format!("{failed} of {} rows can't be read", statuses.len());
+            Err(wire::Error::new(Code::Corrupt, message))
+        }
     }
 }

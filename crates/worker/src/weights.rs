@@ -15,6 +15,7 @@ use wire::Session;
 
 use crate::card::Card;
 use crate::cli::ExportArgs;
+use crate::evaluate::check_whole;
 use crate::report::{write_whole, write_whole_by};
 use crate::setup::{find_tables, parse_rows};
 use crate::{Error, Result};
@@ -185,6 +186,7 @@ impl TableRows<'_> {
         let mut statuses = vec![RowStatus::Failed; keys.len()];
         self.session
             .lookup(&keys, &mut rows, &mut statuses)
+            .and_then(|()| check_whole(&statuses))
             .map_err(Error::session(format!("export {}", self.table)))?;
         Ok(rows)
     }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // a test says what went wrong by panicking
 
+mod damaged;
 mod engine;
 mod grpc;
 mod page;

@@ -57,6 +57,7 @@ fn the_page_has_every_metric_and_health_says_serving() {
         ),
         format!("{}_total{{table=\"b\"}} 0", m::NOT_ADMITTED_KEYS),
         format!("{}_total{{table=\"b\"}} 0", m::EXPIRED_ROWS),
+        format!("{}_total{{table=\"b\"}} 0", m::FAILED_KEYS),
         format!("{}_total ", m::SSD_FILE_WRITTEN_BYTES),
         format!("{}_total ", m::SSD_FILE_MERGED_BYTES),
         format!("{} 0", m::GPU_CACHE_BYTES),

@@ -153,6 +153,7 @@ impl Inner {
         slot: u32,
     ) -> Result<()> {
         let _gate = self.enter()?;
+        staged.check_whole()?;
         let (plan, slot) = self.begin_on_device(staged, places, slot)?;
         let runs = staged.runs();
         let lists = self.lists_of(plan, runs, staged.keys())?;
@@ -171,6 +172,7 @@ impl Inner {
         rate: f32,
     ) -> Result<()> {
         let _gate = self.enter()?;
+        staged.check_whole()?;
         let (plan, slot) = self.begin_on_device(staged, places, slot)?;
         if !rate.is_finite() {
             return Err(Error::LearningRate { found: rate });

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use table::{Key, TableId, TableSpec};
+use table::{Admission, Expiry, Key, RowStatus, TableId, TableSpec};
 use testkit::RowStore;
 
 use super::{ADAM, HUGE, Scratch, TINY, batch, spec, step};
@@ -123,24 +123,86 @@ fn a_table_is_never_redefined() {
 }
 
 #[test]
-fn a_stored_row_of_the_wrong_length_is_an_error_and_never_a_row() {
+fn a_stored_row_of_the_wrong_length_fails_alone_and_its_step_can_t_be_pushed() {
     let mut scratch = Scratch::new(HUGE);
     let table = scratch.create_table(&spec("t", 2, ADAM)).unwrap();
     step(scratch.store(), &batch(table, [1, 2, 3]), 1.0);
+    let trained = scratch.lookup(&batch(table, [1, 3])).unwrap().0;
     scratch.close_and_reopen();
     let ssd = &scratch.store().inner().ssd;
     ssd.write_rows(&[(table, Key(2), &[1; 8])]).unwrap();
     let corrupt =
         |error: &Error| matches!(error, Error::Corrupt { key: Key(2), found: 8, expected: 29, .. });
-    let error = scratch.store().stage(&batch(table, [1, 2, 3])).err().unwrap();
+    let all = batch(table, [1, 2, 3]);
+    let answers = |rows: &[f32], statuses: &[RowStatus], found: RowStatus| {
+        assert_eq!(statuses, [found, RowStatus::Failed, found]);
+        assert_eq!([&rows[..2], &rows[4..]].concat(), trained);
+        assert!(rows[2..4].iter().all(|x| x.is_nan()), "{rows:?}");
+    };
+    let (rows, statuses) = scratch.lookup(&all).unwrap();
+    answers(&rows, &statuses, RowStatus::Ssd);
+
+    // a second stage waits for the same rows, which the first one brings
+    let staging = [(); 2].map(|()| scratch.store().begin_stage(&all).unwrap());
+    let [first, second] = staging.map(|staging| staging.wait().unwrap());
+    for (staged, from_ssd) in [(&first, true), (&second, false)] {
+        let mut rows = [0.0; 6];
+        scratch.store().pull_some(staged, &mut rows).unwrap();
+        let statuses = staged.statuses();
+        let found = if from_ssd { RowStatus::Ssd } else { statuses[0] };
+        answers(&rows, statuses, found);
+        let refused = [
+            scratch.store().pull(staged, &mut rows).unwrap_err(),
+            scratch.store().push(staged, &[1.0; 6], 0.1).unwrap_err(),
+        ];
+        assert!(refused.iter().all(corrupt), "{refused:?}");
+    }
+    let error = scratch.store().assign(&batch(table, [2]), &[1.0; 2]).unwrap_err();
     assert!(corrupt(&error), "{error}");
-    let (mut rows, mut statuses) = ([0.0; 2], [table::RowStatus::Failed]);
-    let error = scratch.store().lookup(&batch(table, [2]), &mut rows, &mut statuses).unwrap_err();
-    assert!(corrupt(&error), "{error}");
-    // nothing of the failed stage stayed behind, and the others are well
+    drop((first, second));
+    // nothing of the row stayed behind, and the others are well, unchanged
     let status = scratch.store().status();
-    assert_eq!((status.pinned_rows, status.tables[0].host.rows, status.tables[0].rows), (0, 0, 3));
+    assert_eq!((status.pinned_rows, status.tables[0].host.rows, status.tables[0].rows), (0, 2, 3));
+    assert!((3..=4).contains(&status.tables[0].counters.failed), "{:?}", status.tables[0].counters);
+    assert_eq!(scratch.lookup(&batch(table, [1, 3])).unwrap().0, trained);
     step(scratch.store(), &batch(table, [1, 3, 4]), 1.0);
+    scratch.store().flush().unwrap();
+}
+
+/// Where rows are kept out until they were seen twice, one that can't be read is not taken for one
+/// that is not there; nor does it stop the looks for rows that expired.
+#[test]
+fn a_row_that_can_t_be_read_is_neither_kept_out_nor_expired() {
+    let mut scratch = Scratch::new(HUGE);
+    let expiry = Expiry::Steps(5);
+    let admission = Admission::AfterSights(2);
+    let strict = scratch.create_table(&TableSpec { admission, ..spec("t", 2, ADAM) }).unwrap();
+    let brief = scratch.create_table(&TableSpec { expiry, ..spec("u", 2, ADAM) }).unwrap();
+    for table in [strict, brief] {
+        for _ in 0..2 {
+            step(scratch.store(), &batch(table, [1, 2, 3]), 1.0);
+        }
+    }
+    scratch.close_and_reopen();
+    for table in [strict, brief] {
+        scratch.store().inner().ssd.write_rows(&[(table, Key(2), &[1; 8])]).unwrap();
+    }
+    *scratch.store().inner().sketch.lock() = None; // the sketch has forgotten all
+    use RowStatus::{Failed, NotAdmitted, Ssd};
+    let staged = scratch.store().stage(&batch(strict, [1, 2, 9])).unwrap();
+    assert_eq!(staged.statuses(), [Ssd, Failed, NotAdmitted]);
+    let mut rows = [0.0; 6];
+    scratch.store().pull_some(&staged, &mut rows).unwrap();
+    let is_nan: Vec<bool> = rows.iter().map(|x| x.is_nan()).collect();
+    assert_eq!(is_nan, [false, false, true, true, false, false]);
+    drop(staged);
+    let others = scratch.create_table(&spec("others", 4, table::Optimizer::Sgd)).unwrap();
+    for _ in 0..20 {
+        step(scratch.store(), &batch(others, 0..8192), 1.0);
+    }
+    let counters = scratch.store().status().tables[brief.0 as usize].counters;
+    assert_eq!((counters.dropped, counters.failed), (2, 0));
+    assert_eq!(scratch.lookup(&batch(brief, [2])).unwrap().1, [Failed]);
 }
 
 #[test]
