@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use table::units::format_bytes;
 use table::{
-    Admission, Counters, Expiry, Optimizer, StoreStatus, TableStatus, TierCounters, TierStatus,
+    Admission, Counters, Expiry, Latencies, Latency, Optimizer, StoreStatus, TableStatus,
+    TierCounters, TierStatus,
 };
 use wire::client::Connection;
 
@@ -52,7 +53,30 @@ pub fn status_text(connection: &Connection, status: &StoreStatus) -> String {
     grid.tiers(&[], [gpu, host, ssd], &counters);
     text.push('\n');
     text.push_str(&grid.text());
+    text.push('\n');
+    text.push_str(&latencies_text(&status.latencies));
     text
+}
+
+/// How long what the tiers did took: of what was done at all.
+fn latencies_text(latencies: &Latencies) -> String {
+    let mut grid = Grid::new(&WORK_HEADER);
+    for (tier, work, latency) in latencies.named() {
+        let Some(mean_ns) = latency.mean_ns() else { continue };
+        let bound = |share: f64| match latency.bucket_at(share).map(Latency::below_us) {
+            Some(Some(us)) => format!("{us} us"),
+            Some(None) | None => "more".to_owned(),
+        };
+        grid.lines.push(vec![
+            tier.to_owned(),
+            work.to_owned(),
+            latency.times().to_string(),
+            format!("{:.1} us", mean_ns as f64 / 1e3),
+            bound(0.5),
+            bound(0.99),
+        ]);
+    }
+    grid.text()
 }
 
 /// What moved between GPU memory and host RAM, and what it took.
@@ -120,6 +144,8 @@ const TABLE_HEADER: [&str; 5] = ["id", "table", "dim", "optimizer", "total rows"
 /// The hit rate is of the keys that reached the tier; "of all", of the keys that were staged.
 const TIER_HEADER: [&str; 9] =
     ["tier", "rows", "bytes", "hits", "misses", "hit rate", "of all", "read", "written"];
+/// Bounds are of buckets: half, or 99 in a hundred, took less.
+const WORK_HEADER: [&str; 6] = ["tier", "work", "times", "mean", "half below", "99 % below"];
 /// "Dropped": of the expired rows, on SSD, before anybody staged them again.
 const RULE_HEADER: [&str; 6] =
     ["table", "admission", "not admitted", "expiry", "expired", "dropped"];
@@ -174,7 +200,7 @@ impl Grid {
             let cells = line.iter().enumerate().map(|(column, cell)| {
                 let width = widths[column];
                 match self.lines[0][column].as_str() {
-                    "table" | "optimizer" | "tier" | "admission" | "expiry" => {
+                    "table" | "optimizer" | "tier" | "work" | "admission" | "expiry" => {
                         format!("{cell:<width$}")
                     }
                     _ => format!("{cell:>width$}"),
@@ -239,6 +265,7 @@ mod tests {
             going_down_rows: 0,
             ssd_file_bytes_written: 250,
             ssd_file_bytes_merged: 150,
+            latencies: Latencies::default(),
             opened_clean: true,
         }
     }
@@ -290,6 +317,20 @@ mod tests {
         let mut idle = status();
         idle.tables.clear();
         assert!(ssd_files(&idle).ends_with("write amplification -"));
+    }
+
+    #[test]
+    fn what_was_done_is_told_with_the_time_that_it_took() {
+        let mut latencies = Latencies::default();
+        latencies.host_stage.sum_ns = 1_000_000;
+        (latencies.host_stage.counts[4], latencies.host_stage.counts[7]) = (90, 10);
+        (latencies.ssd_read.sum_ns, latencies.ssd_read.counts[23]) = (5_000_000_000, 1);
+        let text = latencies_text(&latencies);
+        let lines: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert_eq!(lines[1], ["host", "stage", "100", "10.0", "us", "16", "us", "128", "us"]);
+        assert_eq!(lines[2], ["ssd", "read", "1", "5000000.0", "us", "more", "more"]);
     }
 
     #[test]

@@ -8,13 +8,15 @@ use std::time::Instant;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+    NoLabelSet,
 };
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use table::{StoreStatus, TableStatus, TierCounters, TierStatus};
+use table::{Latency, StoreStatus, TableStatus, TierCounters, TierStatus};
 
 use crate::engine::Engine;
 
@@ -35,6 +37,12 @@ pub const CLOSED_SESSIONS: &str = "embedding_ps_closed_sessions";
 /// Histogram: its count is the stalled pulls.
 pub const STALL_DURATION_SECONDS: &str = "embedding_ps_stall_duration_seconds";
 
+/// Seconds that work of a tier took, by tier and work, each time. Histogram. `host`, `stage`: until
+/// every key of a stage is resolved and pinned; `ssd`, `read`: a call that reads some rows of one
+/// table; `ssd`, `write`: rows that are written back together; `gpu`, `stage`: until a stage's rows
+/// are resolved in GPU memory, moves included; `gpu`, `move`: rows moved together between GPU
+/// memory and host RAM.
+pub const TIER_DURATION_SECONDS: &str = "embedding_ps_tier_duration_seconds";
 /// Bytes of host RAM that rows and their index may take. Gauge.
 pub const HOST_RAM_BUDGET_BYTES: &str = "embedding_ps_host_ram_budget_bytes";
 /// Bytes of it in use. Gauge.
@@ -321,7 +329,8 @@ impl Collector for StoreCollector {
                 ConstCounter::new(read(tier.of(t).1))
             })?;
         }
-        misses_by_cause(&mut encoder, &status)
+        misses_by_cause(&mut encoder, &status)?;
+        durations_by_tier(&mut encoder, &status)
     }
 }
 
@@ -366,6 +375,28 @@ impl Tier {
             Tier::Ssd => (&table.ssd, &table.counters.ssd),
         }
     }
+}
+
+/// What each tier did, and how long it took.
+fn durations_by_tier(
+    encoder: &mut DescriptorEncoder,
+    status: &StoreStatus,
+) -> Result<(), std::fmt::Error> {
+    let help = "Time that work of a tier took";
+    let kind = MetricType::Histogram;
+    let mut family = encoder.encode_descriptor(TIER_DURATION_SECONDS, help, None, kind)?;
+    for (tier, work, latency) in status.latencies.named() {
+        let buckets = latency.counts.iter().enumerate().map(|(bucket, &count)| {
+            let below_us = Latency::below_us(bucket);
+            (below_us.map_or(f64::INFINITY, |us| us as f64 / 1e6), count)
+        });
+        let buckets: Vec<(f64, u64)> = buckets.collect();
+        let labels = [("tier", tier), ("work", work)];
+        let (sum, times) = (latency.sum_ns as f64 / 1e9, latency.times());
+        let mut metric = family.encode_family(&labels)?;
+        metric.encode_histogram::<NoLabelSet>(sum, times, &buckets, None)?;
+    }
+    Ok(())
 }
 
 /// Every tier's misses with their causes, which add up to them.

@@ -8,6 +8,7 @@ mod device;
 mod error;
 mod id;
 mod initializer;
+mod latency;
 mod lifetime;
 mod limits;
 mod spec;
@@ -21,6 +22,7 @@ pub use device::{
 pub use error::{Error, Result};
 pub use id::{Key, Step, TableId};
 pub use initializer::Initializer;
+pub use latency::{Latencies, Latency};
 pub use limits::Limits;
 pub use spec::{Admission, Expiry, GOLDEN, Optimizer, RowLayout, TableSpec, mix, scatter};
 pub use status::{Counters, RowStatus, StoreStatus, TableStatus, TierCounters, TierStatus};

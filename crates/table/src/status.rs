@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{TableId, TableSpec};
+use crate::{Latencies, TableId, TableSpec};
 
 /// Where a row of a lookup came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +126,8 @@ pub struct StoreStatus {
     pub ssd_file_bytes_written: u64,
     /// Bytes that the SSD tier read from its files to merge them, since the store was opened.
     pub ssd_file_bytes_merged: u64,
+    /// What each tier did, and how long it took.
+    pub latencies: Latencies,
     /// Whether the store had been closed cleanly before it was opened.
     pub opened_clean: bool,
 }

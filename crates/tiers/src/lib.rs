@@ -25,6 +25,7 @@ mod index;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]
 mod interleavings;
+mod latency;
 mod live;
 mod lookup;
 mod meta;

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
@@ -13,6 +14,7 @@ use rocksdb::{
 };
 use table::{Key, TableId};
 
+use crate::latency::Times;
 use crate::{Durability, Error, Result, StoreConfig};
 
 const ROWS: &str = "rows";
@@ -34,6 +36,10 @@ pub(crate) struct Ssd {
     options: Options, // holds the statistics
     durability: Durability,
     poison: OnceLock<String>,
+    /// Of calls that read rows by their keys.
+    pub(crate) reads: Times,
+    /// Of rows that were written together.
+    pub(crate) writes: Times,
     #[cfg(test)]
     pub(crate) fail_writes: std::sync::atomic::AtomicBool,
 }
@@ -98,6 +104,8 @@ impl Ssd {
             options,
             durability: config.durability,
             poison: OnceLock::new(),
+            reads: Times::default(),
+            writes: Times::default(),
             #[cfg(test)]
             fail_writes: std::sync::atomic::AtomicBool::new(false),
         })
@@ -135,7 +143,9 @@ impl Ssd {
         while keys.peek().is_some() {
             names.clear();
             names.extend(keys.by_ref().take(at_once).map(|key| row_key(table, key)));
+            let begun = Instant::now();
             let values = self.db.batched_multi_get_cf_opt(rows, &names, true, &read);
+            self.reads.note(begun);
             for (i, (value, name)) in values.into_iter().zip(&names).enumerate() {
                 let value = value
                     .as_ref()
@@ -159,7 +169,10 @@ impl Ssd {
         }
         let mut options = WriteOptions::default();
         options.disable_wal(self.durability == Durability::Flush);
-        self.durable("write rows", || self.db.write_opt(batch, &options))
+        let begun = Instant::now();
+        self.durable("write rows", || self.db.write_opt(batch, &options))?;
+        self.writes.note(begun);
+        Ok(())
     }
 
     /// Reads up to `rows` rows of a table, from a key on in their order; the key after them, if the

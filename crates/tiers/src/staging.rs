@@ -262,6 +262,7 @@ impl Inner {
 
     /// `sift`: whether tables' admission rules hold.
     pub(crate) fn begin(self: &Arc<Self>, keys: &KeyBatch, sift: bool) -> Result<Staging> {
+        let begun = Instant::now();
         let runs = self.runs_of(keys)?;
         let _gate = self.enter()?;
         self.drop_expired(keys.len())?;
@@ -270,6 +271,7 @@ impl Inner {
         let mut staging = self.probe(keys, runs, now);
         if staging.1.is_empty() {
             staging.0.step.count();
+            self.stage_times.note(begun);
             return Ok(staging.0);
         }
         self.check_fits(&staging.0.step.runs)?;
@@ -281,6 +283,7 @@ impl Inner {
             let (step, misses) = (&mut staging.0, &staging.1);
             if self.bring(keys, step, misses, now)? {
                 step.step.count();
+                self.stage_times.note(begun);
                 return Ok(staging.0);
             }
             // Nothing is held while waiting: two stages that wait for each other's rows would wait

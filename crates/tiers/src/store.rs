@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use dashmap::DashMap;
 use table::{
-    DeviceId, DevicePlaces, Expiry, Key, KeyBatch, RowLayout, RowStatus, StoreStatus, TableId,
-    TableSpec, TableStatus, TierStatus,
+    DeviceId, DevicePlaces, Expiry, Key, KeyBatch, Latencies, RowLayout, RowStatus, StoreStatus,
+    TableId, TableSpec, TableStatus, TierStatus,
 };
 
 use crate::admission::Sketch;
@@ -17,6 +17,7 @@ use crate::class::Class;
 use crate::config::Clock;
 use crate::device::{DeviceTier, Places};
 use crate::down::Down;
+use crate::latency::Times;
 use crate::live::Live;
 use crate::reads::{Intake, Readers};
 use crate::room::Room;
@@ -69,6 +70,8 @@ pub(crate) struct Inner {
     pub(crate) claims: AtomicU64,
     pub(crate) budget: Budget,
     pub(crate) device: Option<Arc<DeviceTier>>,
+    /// Of stages, until every key is resolved and pinned.
+    pub(crate) stage_times: Times,
     /// Keys of all stages so far, for the looks at rows on SSD that may have expired.
     pub(crate) keys_staged: AtomicU64,
     /// What a test does when the next claim has begun.
@@ -357,6 +360,7 @@ impl Inner {
             live: Live::default(),
             spare: Spare::default(),
             claims: AtomicU64::new(0),
+            stage_times: Times::default(),
             keys_staged: AtomicU64::new(0),
             budget: Budget::new(config.host_ram_bytes),
             device,
@@ -478,12 +482,19 @@ impl Inner {
             host_ram_budget_bytes: self.config.host_ram_bytes,
             host_ram_used_bytes: self.budget.used(),
             gpu_cache_bytes: device.budget_bytes,
-            gpu_stages: device.stages,
-            gpu_stages_us: device.stages_us,
+            gpu_stages: device.stages.times(),
+            gpu_stages_us: device.stages.sum_ns / 1000,
             pinned_rows: self.live.rows(),
             going_down_rows: self.down.waiting(),
             ssd_file_bytes_written: written,
             ssd_file_bytes_merged: merged,
+            latencies: Latencies {
+                host_stage: self.stage_times.told(),
+                ssd_read: self.ssd.reads.told(),
+                ssd_write: self.ssd.writes.told(),
+                gpu_stage: device.stages,
+                gpu_move: device.moves,
+            },
             opened_clean: self.opened_clean,
         }
     }

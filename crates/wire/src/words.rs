@@ -3,8 +3,8 @@
 
 use table::{
     Admission, Counters, DeviceHandle, DeviceId, DevicePlaces, DeviceSlots, Expiry, Initializer,
-    Key, KeyBatch, KeyRun, Limits, Optimizer, RowStatus, SharedBytes, SharedSlot, Step,
-    StoreStatus, TableId, TableSpec, TableStatus, TierCounters, TierStatus,
+    Key, KeyBatch, KeyRun, Latencies, Latency, Limits, Optimizer, RowStatus, SharedBytes,
+    SharedSlot, Step, StoreStatus, TableId, TableSpec, TableStatus, TierCounters, TierStatus,
 };
 
 use crate::proto;
@@ -328,6 +328,7 @@ impl From<&StoreStatus> for proto::StoreStatus {
             going_down_rows,
             ssd_file_bytes_written,
             ssd_file_bytes_merged,
+            latencies,
             opened_clean,
         } = status;
         proto::StoreStatus {
@@ -342,6 +343,7 @@ impl From<&StoreStatus> for proto::StoreStatus {
             gpu_stages: *gpu_stages,
             gpu_stages_us: *gpu_stages_us,
             going_down_rows: *going_down_rows,
+            latencies: Some(latencies.into()),
         }
     }
 }
@@ -361,8 +363,48 @@ impl TryFrom<proto::StoreStatus> for StoreStatus {
             going_down_rows: message.going_down_rows,
             ssd_file_bytes_written: message.ssd_file_bytes_written,
             ssd_file_bytes_merged: message.ssd_file_bytes_merged,
+            latencies: message.latencies.unwrap_or_default().into(),
             opened_clean: message.opened_clean,
         })
+    }
+}
+
+impl From<&Latencies> for proto::Latencies {
+    fn from(latencies: &Latencies) -> Self {
+        let Latencies { host_stage, ssd_read, ssd_write, gpu_stage, gpu_move } = latencies;
+        let told = |latency: &Latency| {
+            let Latency { sum_ns, counts } = *latency;
+            Some(proto::Latency { sum_ns, counts: counts.to_vec() })
+        };
+        proto::Latencies {
+            host_stage: told(host_stage),
+            ssd_read: told(ssd_read),
+            ssd_write: told(ssd_write),
+            gpu_stage: told(gpu_stage),
+            gpu_move: told(gpu_move),
+        }
+    }
+}
+
+impl From<proto::Latencies> for Latencies {
+    fn from(message: proto::Latencies) -> Self {
+        // of another version's buckets, those beyond the last are the last's
+        let known = |latency: Option<proto::Latency>| {
+            let proto::Latency { sum_ns, counts: told } = latency.unwrap_or_default();
+            let mut counts = [0_u64; Latency::BUCKETS];
+            for (bucket, count) in told.into_iter().enumerate() {
+                let bucket = &mut counts[bucket.min(Latency::BUCKETS - 1)];
+                *bucket = bucket.saturating_add(count);
+            }
+            Latency { sum_ns, counts }
+        };
+        Latencies {
+            host_stage: known(message.host_stage),
+            ssd_read: known(message.ssd_read),
+            ssd_write: known(message.ssd_write),
+            gpu_stage: known(message.gpu_stage),
+            gpu_move: known(message.gpu_move),
+        }
     }
 }
 
@@ -550,9 +592,23 @@ mod tests {
     }
 
     prop_compose! {
+        fn latencies()(
+            sums in prop::array::uniform5(0_u64..),
+            counts in prop::array::uniform5(prop::array::uniform24(0_u64..)),
+        ) -> Latencies {
+            let of = |i: usize| Latency { sum_ns: sums[i], counts: counts[i] };
+            Latencies {
+                host_stage: of(0), ssd_read: of(1), ssd_write: of(2),
+                gpu_stage: of(3), gpu_move: of(4),
+            }
+        }
+    }
+
+    prop_compose! {
         fn statuses()(
             tables in prop::collection::vec((specs(), counters()), 0..4),
             n in prop::array::uniform16(0_u64..),
+            latencies in latencies(),
             opened_clean: bool,
         ) -> StoreStatus {
             let tier = |i: usize| TierStatus { rows: n[i], bytes: n[i + 1] };
@@ -571,6 +627,7 @@ mod tests {
                 gpu_stages: n[13],
                 gpu_stages_us: n[14],
                 going_down_rows: n[15],
+                latencies,
                 opened_clean,
             }
         }

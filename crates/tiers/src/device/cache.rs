@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use gpu::kernels::WAYS;
 use gpu::{
@@ -16,6 +17,7 @@ use table::{RowLayout, TableId};
 use super::shares::Shares;
 use crate::arena::{Arena, Layout, Row};
 use crate::class::Class;
+use crate::latency::Times;
 use crate::store::Table;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::tally::add;
@@ -27,6 +29,7 @@ const EXTRA_BYTES: u64 = 2 * 256;
 /// All that is on the device.
 pub(super) struct Cache {
     mover: Mover,
+    moves: Arc<Times>, // of rows, each launch and its end
     memory: Memory,
     budget_bytes: u64,
     shares: Shares,
@@ -78,9 +81,11 @@ impl Cache {
         device: &Device,
         kernels: &Arc<Kernels>,
         budget_bytes: u64,
+        moves: Arc<Times>,
     ) -> gpu::Result<Self> {
         Ok(Self {
             mover: Mover::new(device, Arc::clone(kernels))?,
+            moves,
             memory: Memory::take(device, budget_bytes)?,
             budget_bytes,
             shares: Shares::default(),
@@ -275,11 +280,17 @@ impl Cache {
                 }
             }
         }
+        if all.is_empty() {
+            return Ok(());
+        }
+        let begun = Instant::now();
         // SAFETY: the addresses are of slots of the parts' buffers and of rows of their arenas,
         // which were reached when their stage was resolved; one side is all device, the other all
         // host, so that none is read that is written; rows are distinct. No live plan has a row
         // that moves, or the caller holds its table's lock; and all moves are under one lock.
-        unsafe { self.mover.move_rows(&all) }
+        unsafe { self.mover.move_rows(&all) }?;
+        self.moves.note(begun);
+        Ok(())
     }
 }
 

@@ -24,13 +24,13 @@ mod shares;
 mod steps;
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use gpu::{CodeCache, Device, Direct, Exchange, Kernels};
+use table::Latency;
 
+use crate::latency::Times;
 use crate::store::Inner;
 use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::{Error, Result, StoreConfig};
 use cache::Cache;
 
@@ -50,16 +50,16 @@ pub(crate) struct DeviceTier {
     direct: Direct,
     ordered: direct::Ordered,
     budget_bytes: u64,
-    stages: AtomicU64,
-    stages_us: AtomicU64,
+    stages: Times,     // that were resolved
+    moves: Arc<Times>, // of rows, in the cache
 }
 
 /// What the tier has done since the store was opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct DeviceStatus {
     pub(crate) budget_bytes: u64,
-    pub(crate) stages: u64,
-    pub(crate) stages_us: u64,
+    pub(crate) stages: Latency,
+    pub(crate) moves: Latency,
 }
 
 impl DeviceTier {
@@ -81,7 +81,8 @@ impl DeviceTier {
             code.map_err(Error::NoDeviceCode)
         })?;
         let kernels = Arc::new(kernels);
-        let cache = Cache::take(&device, &kernels, budget_bytes)?;
+        let moves = Arc::<Times>::default();
+        let cache = Cache::take(&device, &kernels, budget_bytes, Arc::clone(&moves))?;
         let exchange = Exchange::new(&device, Arc::clone(&kernels))?;
         let direct = Direct::new(&device, kernels, Arc::clone(exchange.stream()))?;
         Ok(Some(Arc::new(Self {
@@ -91,22 +92,17 @@ impl DeviceTier {
             direct,
             ordered: direct::Ordered::default(),
             budget_bytes,
-            stages: AtomicU64::new(0),
-            stages_us: AtomicU64::new(0),
+            stages: Times::default(),
+            moves,
         })))
     }
 
     pub(crate) fn status(&self) -> DeviceStatus {
         DeviceStatus {
             budget_bytes: self.budget_bytes,
-            stages: self.stages.load(Ordering::Relaxed),
-            stages_us: self.stages_us.load(Ordering::Relaxed),
+            stages: self.stages.told(),
+            moves: self.moves.told(),
         }
-    }
-
-    fn note_stage(&self, begun: Instant) {
-        self.stages.fetch_add(1, Ordering::Relaxed);
-        self.stages_us.fetch_add(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
     }
 }
 

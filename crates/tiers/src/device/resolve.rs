@@ -97,7 +97,7 @@ impl DeviceTier {
         let mut cache = self.cache.lock(); // let go before the plan, which takes it to its end
         self.place(&mut cache, classes, tables, runs, rows, statuses, &mut plan)?;
         drop(cache);
-        self.note_stage(begun);
+        self.stages.note(begun);
         Ok(plan)
     }
 
