@@ -105,9 +105,8 @@ fn a_server_that_is_killed_in_mid_training_keeps_every_row_that_went_through_its
         assert!(round == 0 || lost < KEYS as usize / 4, "{lost} rows were never safe");
 
         // until a row has left RAM for most keys; and then what left is written
-        let steps_more = 2 * KEYS / STEP_KEYS;
-        let mut left = steps_more;
-        let more = || std::mem::replace(&mut left, left.saturating_sub(1)) > 0;
+        let mut steps = 0..2 * KEYS / STEP_KEYS;
+        let more = || steps.next().is_some();
         let next = train(&session, table, Step(0), &mut pushed, more).expect("train");
         wait_for("all is written", &session, |status| status.going_down_rows == 0);
         for (key, (version, status)) in versions(&session, table).into_iter().enumerate() {

@@ -71,12 +71,12 @@ pub const TIER_BYTES: &str = "embedding_ps_tier_bytes";
 /// Keys found in a tier, by table and tier. Counter.
 pub const HIT_KEYS: &str = "embedding_ps_hit_keys";
 /// Keys looked for in a tier and not found, by table, tier and cause. Counter. The cause is
-/// `first_touch`: the row was nowhere; or `capacity`: it was in a tier below. There is no third: a
-/// row that fits the budget stays whatever its neighbours are, for a full bucket passes rows on,
-/// so no miss is due to a conflict. (In GPU memory a set may be full of staged rows; a row that
-/// finds no place there counts as capacity.) A tier's conditional hit rate is its hits over its
-/// hits and misses; its overall one, its hits over those of the topmost tier and the keys not
-/// admitted.
+/// `first_touch`: the row was nowhere; `expired`: it was, too old, wherever it was; `conflict`, in
+/// GPU memory alone: its set there was full of staged rows, so that it was used in host RAM; or
+/// `capacity`: it was in a tier below. In host RAM no miss is due to a conflict: a row that fits
+/// the budget stays whatever its neighbours are, for a full bucket passes rows on. A tier's
+/// conditional hit rate is its hits over its hits and misses; its overall one, its hits over those
+/// of the topmost tier and the keys not admitted.
 pub const MISSED_KEYS: &str = "embedding_ps_missed_keys";
 /// Bytes of rows read from a tier, by table and tier. Counter.
 pub const READ_BYTES: &str = "embedding_ps_read_bytes";
@@ -407,17 +407,28 @@ fn misses_by_cause(
     if status.tables.is_empty() {
         return Ok(());
     }
-    let help = "Keys not found in the tier: rows that were nowhere, or in a tier below; none is \
-                missed for a conflict, for full sets spill";
+    let help = "Keys not found in the tier: rows that were nowhere, expired, met a full set, or \
+                were in a tier below";
     let kind = ConstCounter::new(0_u64).metric_type();
     let mut family = encoder.encode_descriptor(MISSED_KEYS, help, None, kind)?;
     for table in &status.tables {
         for (tier, tier_name) in Tier::ALL {
-            let misses = tier.of(table).1.misses;
+            let counters = &table.counters;
+            let mut rest = tier.of(table).1.misses;
             // what was nowhere was missed in every tier; counted at other moments, so bounded
-            let first_touch = table.counters.first_touch.min(misses);
-            for (cause, count) in [("first_touch", first_touch), ("capacity", misses - first_touch)]
-            {
+            let mut of_rest = |count: u64| {
+                let count = count.min(rest);
+                rest -= count;
+                count
+            };
+            let first_touch = of_rest(counters.first_touch);
+            let expired = of_rest(counters.expired_misses());
+            let conflict = matches!(tier, Tier::Gpu).then(|| of_rest(counters.conflicts));
+            let causes = [("first_touch", Some(first_touch)), ("expired", Some(expired))];
+            let causes =
+                causes.into_iter().chain([("conflict", conflict), ("capacity", Some(rest))]);
+            for (cause, count) in causes {
+                let Some(count) = count else { continue };
                 let labels =
                     [("table", table.spec.name.as_str()), ("tier", tier_name), ("cause", cause)];
                 ConstCounter::new(count).encode(family.encode_family(&labels)?)?;

@@ -41,11 +41,13 @@ pub struct TierCounters {
 /// Everything counted for a table, or summed over all tables, since the store was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// GPU memory: a key whose row is there when its stage's rows are resolved is a hit. Rows on
+    /// GPU memory: a key whose row is there when its stage's rows are resolved is a hit, unless the
+    /// row expired. Rows on
     /// their way up are written to it, rows on their way down read from it, beside pulls and
     /// pushes.
     pub gpu: TierCounters,
     /// Host RAM: a staged key that is there is a hit; pulls read its bytes and pushes write them.
+    /// One whose row expired is a miss, in every tier: it begins anew.
     pub host: TierCounters,
     /// SSD: a key missed in RAM that has a row there is a hit; one that has none is a first touch.
     pub ssd: TierCounters,
@@ -67,6 +69,9 @@ pub struct Counters {
     pub demotions: u64,
     /// Of those, rows that were dropped on SSD before anybody staged them again.
     pub dropped: u64,
+    /// Keys missed in GPU memory whose rows found no place there, because their sets were full of
+    /// staged rows: they are used in host RAM.
+    pub conflicts: u64,
     /// Keys that were staged or looked up and whose record on SSD could not be read: neither hits
     /// nor misses.
     pub failed: u64,
@@ -155,6 +160,11 @@ impl Counters {
         asked(&self.gpu).max(asked(&self.host)) + self.not_admitted
     }
 
+    /// Keys that were staged and whose row had expired: missed in every tier, for no other reason.
+    pub fn expired_misses(&self) -> u64 {
+        self.expired - self.dropped.min(self.expired) // counted at other moments
+    }
+
     /// The sum, counter by counter.
     pub fn plus(&self, other: &Counters) -> Counters {
         Counters {
@@ -171,6 +181,7 @@ impl Counters {
             demotions: self.demotions + other.demotions,
             dropped: self.dropped + other.dropped,
             failed: self.failed + other.failed,
+            conflicts: self.conflicts + other.conflicts,
         }
     }
 }

@@ -280,7 +280,7 @@ impl Intake {
                 RowStatus::Initialised
             }
             Outcome::Expired => {
-                add(&tally.ssd_hits, 1);
+                add(&tally.ssd_misses, 1);
                 add(&tally.ssd_bytes_read, table.layout.bytes() as u64);
                 add(&tally.expired, 1);
                 RowStatus::Initialised

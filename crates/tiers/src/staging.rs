@@ -53,6 +53,7 @@ struct Step {
     plan: Plan,
     floats: usize,
     claimed: Vec<u64>,     // [runs], rows that were not in RAM
+    renewed: Vec<u64>,     // [runs], rows that were, and had expired
     failed: Option<Error>, // why there are rows that could not be had
     pins: Vec<Pins>,
 }
@@ -208,7 +209,8 @@ impl Step {
 
     /// Counts what was there already.
     fn count(&self) {
-        for (run, claimed) in self.runs.iter().zip(&self.claimed) {
+        let missed = self.claimed.iter().zip(&self.renewed);
+        for (run, (claimed, renewed)) in self.runs.iter().zip(missed) {
             let statuses = &self.plan.statuses[run.range.clone()];
             let refused = match run.table.spec.admission {
                 Admission::FirstSight => 0,
@@ -216,8 +218,11 @@ impl Step {
                     statuses.iter().filter(|status| **status == RowStatus::NotAdmitted).count()
                 }
             };
-            let hits = (run.range.len() - refused) as u64 - claimed;
+            let hits = (run.range.len() - refused) as u64 - claimed - renewed;
             add(&run.table.tally.host_hits, hits);
+            // an expired row is nowhere, wherever it is
+            add(&run.table.tally.host_misses, *renewed);
+            add(&run.table.tally.ssd_misses, *renewed);
         }
     }
 }
@@ -381,15 +386,17 @@ impl Inner {
         let pins = vec![self.hold(set)];
         drop(pinning);
         self.spare.keep_probes(probes);
+        let mut renewed = vec![0; runs.len()];
         for position in self.renew(&runs, &rows, keys) {
             statuses[position] = RowStatus::Initialised;
+            renewed[runs.partition_point(|run| run.range.end <= position)] += 1;
         }
         let floats = floats_of(&runs);
         let claimed = vec![0; runs.len()];
         let plan = Plan { keys: own_keys, rows, statuses };
         let (inner, on_device) = (Arc::clone(self), None);
         let failed = None;
-        let step = Step { on_device, inner, runs, plan, floats, claimed, failed, pins };
+        let step = Step { on_device, inner, runs, plan, floats, claimed, renewed, failed, pins };
         (Staging { step, own: None, others: loads, claims_seen }, misses)
     }
 
@@ -683,7 +690,8 @@ impl Inner {
                 }
             });
             arena.set_dirty(hit.row, expired || table.stamped());
-            add(&table.tally.ssd_hits, 1);
+            let found = if expired { &table.tally.ssd_misses } else { &table.tally.ssd_hits };
+            add(found, 1);
             add(&table.tally.ssd_rereads, u64::from(!expired));
             add(&table.tally.expired, u64::from(expired));
             let status = if expired { RowStatus::Initialised } else { RowStatus::Ssd };

@@ -34,6 +34,7 @@ pub(crate) struct Tally {
     pub(crate) expired: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) failed: AtomicU64,
+    pub(crate) conflicts: AtomicU64,
 }
 
 /// Adds to a count.
@@ -78,6 +79,7 @@ impl Tally {
             demotions: get(&self.demotions),
             dropped: get(&self.dropped),
             failed: get(&self.failed),
+            conflicts: get(&self.conflicts),
         }
     }
 }

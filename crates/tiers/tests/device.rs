@@ -373,6 +373,29 @@ fn a_row_says_where_it_is_and_is_counted_there() {
     assert_eq!((gpu.bytes_read, gpu.bytes_written), (2 * 16, 5 * 16));
 }
 
+/// A stage of more rows than the cache takes finds its sets full of its own.
+#[test]
+fn a_row_that_finds_its_set_full_of_staged_rows_is_counted() {
+    if !under_pretended_cuda("a_row_that_finds_its_set_full_of_staged_rows_is_counted", &[]) {
+        return;
+    }
+    let scratch = Scratch::new(HUGE, StoreConfig::GPU_CACHE_BYTES_MIN);
+    let table = scratch.create_table(&spec("t", 16, Optimizer::Sgd)).unwrap();
+    let keys = batch(table, 0..2000);
+    drop(scratch.stage(&keys).unwrap());
+    let made = scratch.totals();
+    assert_eq!((made.gpu.misses, made.first_touch, made.conflicts), (2000, 2000, 0));
+    let staged = scratch.stage(&keys).unwrap();
+    let totals = scratch.totals();
+    let on_device = staged.statuses().iter().filter(|status| **status == RowStatus::Gpu).count();
+    assert!((100..1900).contains(&on_device), "{on_device} rows are on the device");
+    assert_eq!(totals.gpu.hits, on_device as u64);
+    assert_eq!(totals.gpu.misses, totals.first_touch + totals.conflicts);
+    // one that another step has in RAM is not brought up: no set was full for it
+    drop(scratch.stage(&keys).unwrap());
+    assert_eq!(scratch.totals().conflicts, totals.conflicts);
+}
+
 #[test]
 fn memory_goes_to_the_rows_that_are_staged() {
     if !under_pretended_cuda("memory_goes_to_the_rows_that_are_staged", &[]) {
@@ -432,7 +455,14 @@ fn rows_that_expire_on_the_device_are_made_anew_there() {
             scratch.push(&staged, &gradients, 0.1).unwrap();
         }
         scratch.store().close().unwrap();
-        (pulled, scratch.totals().expired)
+        let totals = scratch.totals();
+        let asked = totals.host.hits + totals.host.misses;
+        assert_eq!(totals.host.misses, totals.first_touch + totals.expired_misses());
+        assert_eq!(totals.gpu.hits + totals.gpu.misses, if gpu_cache > 0 { asked } else { 0 });
+        if gpu_cache == ALL {
+            assert_eq!(totals.gpu.misses, totals.host.misses, "nothing else is missed there");
+        }
+        (pulled, totals.expired)
     };
     let (expected, expired) = run(0);
     assert!(expired > 100, "{expired}");

@@ -464,6 +464,7 @@ impl From<&Counters> for proto::Counters {
             demotions,
             dropped,
             failed,
+            conflicts,
         } = *counters;
         let tier = |tier: TierCounters| {
             let TierCounters { hits, misses, bytes_read, bytes_written } = tier;
@@ -483,6 +484,7 @@ impl From<&Counters> for proto::Counters {
             demotions,
             dropped,
             failed,
+            conflicts,
         }
     }
 }
@@ -508,6 +510,7 @@ impl From<proto::Counters> for Counters {
             demotions: message.demotions,
             dropped: message.dropped,
             failed: message.failed,
+            conflicts: message.conflicts,
         }
     }
 }
@@ -578,7 +581,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn counters()(n in prop::array::uniform22(0_u64..)) -> Counters {
+        fn counters()(n in prop::array::uniform23(0_u64..)) -> Counters {
             let tier = |i: usize| TierCounters {
                 hits: n[i], misses: n[i + 1], bytes_read: n[i + 2], bytes_written: n[i + 3],
             };
@@ -586,7 +589,7 @@ mod tests {
                 gpu: tier(0), host: tier(4), ssd: tier(8),
                 first_touch: n[12], ssd_rereads: n[13], evictions: n[14], writebacks: n[15],
                 not_admitted: n[16], expired: n[17], promotions: n[18], demotions: n[19],
-                dropped: n[20], failed: n[21],
+                dropped: n[20], failed: n[21], conflicts: n[22],
             }
         }
     }

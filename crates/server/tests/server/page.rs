@@ -50,6 +50,8 @@ fn the_page_has_every_metric_and_health_says_serving() {
         format!("{}_total{{table=\"a\",tier=\"host\"}} ", m::HIT_KEYS),
         format!("{}_total{{table=\"a\",tier=\"gpu\",cause=\"capacity\"}} 0", m::MISSED_KEYS),
         format!("{}_total{{table=\"a\",tier=\"ssd\",cause=\"capacity\"}} 0", m::MISSED_KEYS),
+        format!("{}_total{{table=\"a\",tier=\"gpu\",cause=\"conflict\"}} 0", m::MISSED_KEYS),
+        format!("{}_total{{table=\"a\",tier=\"host\",cause=\"expired\"}} 0", m::MISSED_KEYS),
         format!(
             "{}_total{{table=\"a\",tier=\"host\",cause=\"first_touch\"}} {}",
             m::MISSED_KEYS,

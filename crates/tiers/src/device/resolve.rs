@@ -120,7 +120,7 @@ impl DeviceTier {
                 statuses[wanted.at] = RowStatus::Gpu;
             }
         }
-        count(runs, &wanted, &slots);
+        count(runs, &wanted, &slots, statuses);
         // one that another step has in the arena stays there
         let may = |i: &usize| {
             let Wanted { class, at, .. } = wanted[*i];
@@ -135,8 +135,14 @@ impl DeviceTier {
         let parts: Vec<PartKeys> = parts.iter().map(ends).collect();
         let keys: Vec<SlotKey> = missing.iter().map(|&i| keys[i]).collect();
         let brought = cache.bring_up(plan.number, tables, &keys, &parts)?;
+        let mut conflicts = vec![0; runs.len()];
         for (i, slot) in missing.into_iter().zip(brought) {
             slots[i] = slot;
+            let Wanted { run, at, .. } = wanted[i];
+            conflicts[run] += u64::from(slot.is_none() && statuses[at] != RowStatus::Initialised);
+        }
+        for (run, conflicts) in runs.iter().zip(conflicts) {
+            add(&run.table.tally.conflicts, conflicts);
         }
         let mut on_device = vec![Vec::new(); classes.len()];
         for (wanted, slot) in wanted.iter().zip(slots) {
@@ -217,12 +223,12 @@ struct Wanted {
     at: usize, // among the step's keys
 }
 
-/// Counts what was there before the stage.
-fn count(runs: &[Run], wanted: &[Wanted], slots: &[Option<u32>]) {
+/// Counts what was there before the stage; a row that was, and had expired, was not.
+fn count(runs: &[Run], wanted: &[Wanted], slots: &[Option<u32>], statuses: &[RowStatus]) {
     let mut found = vec![[0; 2]; runs.len()]; // hits, all
     for (wanted, slot) in wanted.iter().zip(slots) {
         let [hits, all] = &mut found[wanted.run];
-        *hits += u64::from(slot.is_some());
+        *hits += u64::from(slot.is_some() && statuses[wanted.at] != RowStatus::Initialised);
         *all += 1;
     }
     for (run, [hits, all]) in runs.iter().zip(found) {

@@ -119,6 +119,14 @@ fn a_row_that_nobody_stages_expires_in_ram_and_on_ssd() {
         assert_eq!(scratch.pull(&staged).unwrap(), initial(&spec, 7));
         let status = scratch.store().status();
         assert_eq!((status.tables[0].counters.expired, status.tables[0].rows), (1, 1));
+        // it was staged three times: made, found, and too old to be found, wherever it was
+        let counters = status.tables[0].counters;
+        assert_eq!(counters.expired_misses(), 1);
+        assert_eq!(counters.ssd.misses, counters.first_touch + counters.expired_misses());
+        assert_eq!(counters.ssd.hits, counters.ssd_rereads);
+        assert_eq!(counters.host.misses, counters.ssd.hits + counters.ssd.misses);
+        assert_eq!(counters.host.hits + counters.host.misses, 3);
+        assert_eq!(counters.host.hits, u64::from(tier == RowStatus::Host));
         drop(staged);
         scratch.store().close().unwrap();
     }
