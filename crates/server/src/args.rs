@@ -67,8 +67,8 @@ pub struct Args {
     /// `ulimit -l`
     #[arg(long)]
     pub lock_memory: bool,
-    /// What may be written to SSD a second, merging of files included, such as 200MiB/s, or off:
-    /// as fast as the device takes it [default: off]
+    /// What may be written to files on SSD a second, merging included, such as 200MiB/s, or off: as
+    /// fast as the device takes it. The log of `--durability log` comes on top [default: off]
     #[arg(long, value_name = "RATE", help_heading = "SSD")]
     pub ssd_write_rate: Option<Rate>,
     /// Threads that read rows from SSD: the depth of the device's queue [default: 16]

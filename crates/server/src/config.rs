@@ -36,8 +36,8 @@ pub struct ConfigToml {
     pub gpu_device: u32,
     /// How long a stage waits for pinned rows to be let go before it is refused. Default `10s`.
     pub stage_wait: Span,
-    /// What may be written to SSD a second, merging included, or `off`, the default: as fast as the
-    /// device takes it.
+    /// What may be written to files on SSD a second, merging included, or `off`, the default: as fast
+    /// as the device takes it. The log of `durability = "log"` comes on top.
     pub ssd_write_rate: Rate,
     /// Threads that read rows from SSD. Default 16.
     pub ssd_read_threads: u32,

@@ -33,7 +33,7 @@ pub struct StoreConfig {
     /// Tables that the store holds at most, up to [`StoreConfig::TABLES_MAX`].
     pub tables_max: u32,
     /// Bytes a second that the SSD tier may write to its files, compactions included; `None`: as
-    /// fast as the device takes them.
+    /// fast as the device takes them. What [`Durability::Log`] writes comes on top.
     pub ssd_write_bytes_per_s: Option<u64>,
     /// Threads that read rows from SSD: the depth of the device's queue.
     pub ssd_read_threads: u32,

@@ -8,6 +8,7 @@ mod pressure;
 mod property;
 mod threads;
 mod traps;
+mod writes;
 
 use std::time::Duration;
 

@@ -74,15 +74,16 @@ pub struct PsArgs {
     /// one, for rows there are for a network that is computed there; 0: none (embedded only)
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = units::parse_bytes)]
     pub gpu_cache: u64,
-    /// What may be written to SSD a second, such as 200MiB/s, or off: as fast as the device takes
-    /// it (embedded only)
+    /// What may be written to files on SSD a second, merging included, such as 200MiB/s, or off: as
+    /// fast as the device takes it; the log of `--durability log` comes on top (embedded only)
     #[arg(long, value_name = "RATE", default_value = "off", value_parser = parse_rate)]
     pub ssd_write_rate: Rate,
     /// Threads that read rows from SSD (embedded only)
     #[arg(long, value_name = "N", default_value_t = 16)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub ssd_read_threads: u32,
-    /// When a row that left RAM is safe from a crash: at a clean end, or at once (embedded only)
+    /// When a row that left RAM is safe from a crash: at a clean end, or from a moment after it left
+    /// (embedded only)
     #[arg(long, value_enum, default_value = "flush")]
     pub durability: Safety,
     /// Lock rows in physical memory, so that the system can't swap them out (embedded only)
@@ -103,7 +104,8 @@ fn parse_rate(text: &str) -> Result<Rate, table::Error> {
 pub enum Safety {
     /// From the next flush or clean end on.
     Flush,
-    /// At once: each row goes through a log when it leaves RAM.
+    /// From a moment after it left RAM on: each row goes through a log. It outlives the process,
+    /// and is not waited for until the device has it.
     Log,
 }
 
