@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::arena::{Arena, Layout, MemoryUse, Row};
+use crate::arena::{Arena, Layout, MemoryUse, Row, check_lockable};
 use crate::live::SectionId;
 use crate::section::{Place, Section, slots_max};
 use crate::sync::Mutex;
@@ -27,6 +27,7 @@ pub(crate) struct Class {
 
 impl Class {
     pub(crate) fn reserve(number: u32, layout: Layout, memory: MemoryUse) -> io::Result<Self> {
+        check_lockable(memory)?;
         let budget_bytes = memory.budget_bytes as u64;
         let sections = budget_bytes.div_ceil(SECTION_BYTES).next_power_of_two();
         let share_bytes = (4 * budget_bytes / sections + SLACK_BYTES).min(budget_bytes);

@@ -39,7 +39,9 @@ pub struct StoreConfig {
     pub ssd_read_threads: u32,
     /// When a row that left RAM is safe.
     pub durability: Durability,
-    /// Whether rows are locked in physical memory, so that the system can't swap them out.
+    /// Whether rows and their index are locked in physical memory, as they come, so that the system
+    /// can't swap them out. It has to allow for `host_ram_bytes`, and what is taken for rows of
+    /// several lengths by rounding: a page for each.
     pub lock_memory: bool,
     /// Tables whose share of the host RAM is bounded; the others take what serves best.
     pub shares: Vec<TableShare>,

@@ -22,7 +22,9 @@ use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 use table::{GOLDEN, Key, TableId, mix};
 
-use crate::arena::{Kernel, Lanes, MemoryUse, Plain, map, prefetch, run_widest};
+use crate::arena::{
+    Kernel, Lanes, MemoryUse, Plain, give_back_part, lock_part, map, prefetch, run_widest,
+};
 
 /// Rows of a bucket.
 pub(crate) const WAYS: usize = 5;
@@ -144,6 +146,7 @@ pub(crate) struct Entry {
 
 pub(crate) struct Index {
     map: MmapMut,
+    memory: MemoryUse,
     rows: usize,
     stride: usize, // see `scattered`
     shape: Shape,
@@ -389,7 +392,22 @@ impl Index {
         // a shift by all 64 bits is not one
         let section = if hash_bits == 0 { 0 } else { section << (64 - hash_bits) };
         let shape = Shape::of(0, hash_bits, section, 0);
-        Ok(Self { map, rows: 0, stride: 1, shape, builds: 0, walk: None })
+        Ok(Self { map, memory, rows: 0, stride: 1, shape, builds: 0, walk: None })
+    }
+
+    /// Locks the memory of so many buckets, where that is wanted; false if the system locks no
+    /// more.
+    pub(crate) fn lock(&self, buckets: usize) -> bool {
+        let bytes = self.buckets() * BUCKET_BYTES..buckets * BUCKET_BYTES;
+        lock_part(&self.map, bytes, self.memory).is_ok()
+    }
+
+    /// Where the mapping lies.
+    #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
+    pub(crate) fn mapping(&self) -> std::ops::Range<usize> {
+        let begin = self.map.as_ptr() as usize;
+        begin..begin + self.map.len()
     }
 
     pub(crate) fn buckets(&self) -> usize {
@@ -442,8 +460,12 @@ impl Index {
 
     /// Takes the memory of so many buckets, and enters all rows anew.
     pub(crate) fn resize(&mut self, buckets: usize) {
-        let rows = self.all_rows();
+        let (rows, before) = (self.all_rows(), self.buckets());
         self.build(buckets, self.shape.bijection, &rows);
+        if buckets < before {
+            let bytes = buckets * BUCKET_BYTES..before * BUCKET_BYTES;
+            give_back_part(&mut self.map, bytes, self.memory);
+        }
     }
 
     fn all_rows(&self) -> Vec<(u64, Mark)> {

@@ -183,6 +183,13 @@ impl Section {
         self.index.nth(place)
     }
 
+    /// Where the index lies.
+    #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
+    pub(crate) fn index_mapping(&self) -> std::ops::Range<usize> {
+        self.index.mapping()
+    }
+
     /// How often all rows got other places.
     pub(crate) fn builds(&self) -> u64 {
         self.index.builds()
@@ -470,6 +477,13 @@ impl Section {
         if !budget.take(row_slots + index_bytes) {
             return false;
         }
+        let rows = |slots: std::ops::Range<u32>| {
+            self.place.base + u64::from(slots.start)..self.place.base + u64::from(slots.end)
+        };
+        if !self.arena.lock_rows(rows(self.slots..slots)) || !self.index.lock(buckets) {
+            budget.give(row_slots + index_bytes);
+            return false;
+        }
         self.slots = slots;
         if buckets > self.index.buckets() {
             self.index.resize(buckets);
@@ -512,6 +526,9 @@ impl Section {
         self.touched = self.touched.min(end);
         vacant.retain(|&slot| slot < self.touched);
         self.free = vacant;
+        let base = self.place.base;
+        let given = base + u64::from(end)..base + u64::from(self.slots);
+        self.arena.give_back_rows(given, base + u64::from(self.place.slots_max));
         self.slots = end;
         budget.give(freed);
         let mut all = freed;

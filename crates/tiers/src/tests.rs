@@ -3,6 +3,7 @@
 
 mod admission;
 mod limits;
+mod memory;
 mod persistence;
 mod pressure;
 mod property;

@@ -15,26 +15,26 @@
 
 mod kernels;
 mod lanes;
+mod pages;
 mod reach;
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
-use rustix::mm::MlockFlags;
+use memmap2::MmapRaw;
 use table::Optimizer;
 
 pub(crate) use kernels::all_finite;
 use kernels::prefetch_address;
 pub(crate) use lanes::{Kernel, Lanes, Plain, run_widest};
+pub(crate) use pages::{MemoryUse, check_lockable, give_back_part, lock_part, map};
 use reach::Reach;
 
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Rows between a row's prefetch and its use.
 const ROWS_AHEAD: usize = 16;
-/// A budget from which on huge pages pay; below it their rounding would outweigh it.
-const HUGE_PAGES_FROM_BYTES: usize = 64 << 20;
 
 /// The number of a row in its arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -105,15 +105,8 @@ pub(crate) struct Arena {
     embeddings: MmapRaw,
     beside: MmapRaw,
     dirty: MmapRaw, // [rows / 64] AtomicU64
-}
-
-/// How memory is taken from the system.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MemoryUse {
-    /// The budget that all arenas share.
-    pub(crate) budget_bytes: usize,
-    /// Whether memory is locked as it is taken.
-    pub(crate) lock: bool,
+    memory: MemoryUse,
+    unlocked: AtomicBool, // whether it was told that the system locks no more
 }
 
 impl Arena {
@@ -127,6 +120,63 @@ impl Arena {
             embeddings: map(bytes(layout.dim), memory)?.into(),
             beside: map(bytes(layout.beside()), memory)?.into(),
             dirty: map(rows.div_ceil(64) as usize * size_of::<u64>(), memory)?.into(),
+            memory,
+            unlocked: AtomicBool::new(false),
+        })
+    }
+
+    /// Locks the memory of these rows, where that is wanted; false if the system locks no more.
+    pub(crate) fn lock_rows(&self, rows: Range<u64>) -> bool {
+        if !self.memory.lock {
+            return true;
+        }
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        let words = rows.start / 64 * 8..rows.end.div_ceil(64) * 8;
+        let words = words.start as usize..words.end as usize;
+        let parts = [
+            (&self.embeddings, self.bytes_of(&rows, self.layout.dim)),
+            (&self.beside, self.bytes_of(&rows, self.layout.beside())),
+            (&self.dirty, words.clone()),
+            (self.reach.words(), words),
+        ];
+        let locked = parts
+            .into_iter()
+            .try_for_each(|(mapping, bytes)| pages::lock(mapping.as_mut_ptr(), bytes, self.memory));
+        if let Err(error) = &locked
+            && !self.unlocked.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(%error, "the system locks no more memory: fewer rows stay in RAM");
+        }
+        locked.is_ok()
+    }
+
+    /// Gives the memory of these rows back to the system: rows that are vacant, as all are behind
+    /// them up to `end`. A device that has registered pages of the arena keeps them.
+    pub(crate) fn give_back_rows(&self, rows: Range<u64>, end: u64) {
+        assert!(rows.end <= end && end <= self.rows, "rows {rows:?} up to {end} of {}", self.rows);
+        if self.reach.is_registered() {
+            return;
+        }
+        for (mapping, floats) in
+            [(&self.embeddings, self.layout.dim), (&self.beside, self.layout.beside())]
+        {
+            let (bytes, end) = (self.bytes_of(&rows, floats), self.bytes_of(&(end..end), floats));
+            pages::give_back(mapping.as_mut_ptr(), bytes, end.start, self.memory);
+        }
+    }
+
+    fn bytes_of(&self, rows: &Range<u64>, floats: usize) -> Range<usize> {
+        let row_bytes = floats * size_of::<f32>();
+        rows.start as usize * row_bytes..rows.end as usize * row_bytes
+    }
+
+    /// Where the mappings lie: of embeddings, and of what is beside them.
+    #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
+    pub(crate) fn mappings(&self) -> [Range<usize>; 2] {
+        [&self.embeddings, &self.beside].map(|mapping| {
+            let begin = mapping.as_ptr() as usize;
+            begin..begin + mapping.len()
         })
     }
 
@@ -291,22 +341,6 @@ impl Arena {
 
 fn bit(row: Row) -> u64 {
     1 << (row.0 % 64)
-}
-
-/// Zeroed memory that is taken when it is touched.
-pub(crate) fn map(bytes: usize, memory: MemoryUse) -> io::Result<MmapMut> {
-    // no swap is reserved: the addresses are more than what is ever used of them
-    let map = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon()?;
-    if memory.budget_bytes >= HUGE_PAGES_FROM_BYTES {
-        // a hint: where the system has no huge pages, small ones serve
-        let _ = map.advise(Advice::HugePage);
-    }
-    if memory.lock {
-        let address = map.as_ptr().cast_mut().cast();
-        // SAFETY: the range is the mapping that was just made; locking changes no byte of it.
-        unsafe { rustix::mm::mlock_with(address, map.len(), MlockFlags::ONFAULT) }?;
-    }
-    Ok(map)
 }
 
 /// Asks the processor to bring in what `x` points at.

@@ -7,6 +7,7 @@ use std::io;
 use gpu::{Device, Registered};
 use memmap2::MmapRaw;
 
+use super::pages::PAGE_BYTES;
 use super::{Arena, MemoryUse, Row, bit, map};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +16,6 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 const CHUNK_SHARE: usize = 256;
 const CHUNK_BYTES_MIN: usize = 64 << 10;
 const CHUNK_BYTES_MAX: usize = 16 << 20;
-
-/// What every system's pages are made of: a mapping has whole ones.
-const PAGE_BYTES: usize = 4096;
 
 /// Kept beside an arena's mappings, and dropped before them.
 pub(super) struct Reach {
@@ -41,6 +39,16 @@ impl Reach {
             on_device: map(rows.div_ceil(64) as usize * size_of::<u64>(), memory)?.into(),
             chunk_bytes: chunk.next_power_of_two().clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX),
         })
+    }
+
+    /// The bits that say which rows are on a device.
+    pub(super) fn words(&self) -> &MmapRaw {
+        &self.on_device
+    }
+
+    /// Whether a device has registered any pages.
+    pub(super) fn is_registered(&self) -> bool {
+        self.registered.lock().iter().any(|chunks| !chunks.0.is_empty())
     }
 }
 
