@@ -48,6 +48,13 @@ fn how_far_ahead_steps_are_staged_leaves_no_trace() {
         succeed(WORKER, &[&["train", "--data", SPEC][..], &model, &pace, &memory].concat());
         let report = json(report.as_ref());
         assert!(report["tiers"]["evictions"].as_u64() > Some(0), "the budget is too large");
+        let of_epochs = |name: &str| -> Vec<Option<u64>> {
+            let epochs = report["epochs"].as_array().expect("the report has epochs");
+            epochs.iter().map(|epoch| epoch[name].as_u64()).collect()
+        };
+        assert_eq!(of_epochs("steps"), [Some(32), Some(32)]);
+        let stalled: Option<u64> = of_epochs("stalled_pulls").into_iter().sum();
+        assert_eq!(stalled, report["stalled_pulls"].as_u64());
         losses(&report)
     };
     let expected = train("1");

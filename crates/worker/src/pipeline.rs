@@ -20,6 +20,8 @@ const READ_AHEAD: usize = 4;
 #[derive(Default)]
 pub(crate) struct Staged {
     pub step: u64,
+    /// The pass over the data that the step is of, from 0.
+    pub epoch: u64,
     pub batch: Batch,
     pub unique: Unique,
 }
@@ -93,7 +95,7 @@ impl Reading<'_> {
     fn run(&self, open: &dyn Fn(u64) -> Result<Reader>, read: &Sender<Result<Staged>>) {
         let mut step = 0;
         for epoch in 0..self.epochs {
-            match open(epoch).and_then(|reader| self.pass(reader, &mut step, read)) {
+            match open(epoch).and_then(|reader| self.pass(reader, epoch, &mut step, read)) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => {
@@ -108,11 +110,13 @@ impl Reading<'_> {
     fn pass(
         &self,
         mut reader: Reader,
+        epoch: u64,
         step: &mut u64,
         read: &Sender<Result<Staged>>,
     ) -> Result<bool> {
         loop {
             let mut next = self.spares.try_recv().unwrap_or_default();
+            next.epoch = epoch;
             let more = {
                 let _span = span!("read and parse", *step);
                 reader.next_batch(&mut next.batch)?

@@ -55,6 +55,9 @@ pub struct Report {
     pub wait_s: f64,
     /// Pulls whose staging had not ended when they came.
     pub stalled_pulls: u64,
+    /// The same for each pass over the data: the first finds an empty RAM.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub epochs: Vec<Epoch>,
     /// Whether a signal ended the run before its data did.
     pub interrupted: bool,
     /// Threads that compute.
@@ -69,6 +72,15 @@ pub struct Report {
     pub tiers: Tiers,
     /// The same, table by table, as the server reports it.
     pub store: Option<StoreStatus>,
+}
+
+/// One pass over the data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Epoch {
+    /// Steps whose rows were pulled.
+    pub steps: u64,
+    /// Those of them whose staging had not ended when their pull came.
+    pub stalled_pulls: u64,
 }
 
 /// An evaluation in the middle of training.
@@ -115,6 +127,18 @@ pub struct Tiers {
 }
 
 impl Report {
+    /// Counts a step's pull; epochs come one after the other, from 0.
+    pub(crate) fn count_pull(&mut self, epoch: u64, stalled: bool) {
+        while self.epochs.len() as u64 <= epoch {
+            self.epochs.push(Epoch::default());
+        }
+        if let Some(last) = self.epochs.last_mut() {
+            last.steps += 1;
+            last.stalled_pulls += u64::from(stalled);
+        }
+        self.stalled_pulls += u64::from(stalled);
+    }
+
     /// Takes in what the server says at the end.
     pub(crate) fn set_store(&mut self, store: StoreStatus) {
         let (rows, bytes) = store

@@ -340,7 +340,7 @@ impl Steps<'_> {
             Some(rows) => self.pull_beside(staged, rows, pusher)?,
             None => self.pull(Step(step), floats, pusher)?,
         };
-        self.report.stalled_pulls += u64::from(pulled.stalled > Duration::ZERO);
+        self.report.count_pull(staged.epoch, pulled.stalled > Duration::ZERO);
 
         let computing = Instant::now();
         let features = feature_rows(staged, self.pooling);
@@ -383,7 +383,7 @@ impl Steps<'_> {
             pulled.map_err(|error| Error::session(format!("pull step {step}"))(error))?
         };
         self.report.pull_s += pulling.elapsed().as_secs_f64();
-        self.report.stalled_pulls += u64::from(pulled.stalled > Duration::ZERO);
+        self.report.count_pull(staged.epoch, pulled.stalled > Duration::ZERO);
 
         let computing = Instant::now();
         let input = PulledInput {
