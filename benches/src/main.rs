@@ -29,7 +29,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::report::{Outcome, Settings};
@@ -118,7 +118,10 @@ fn run(cli: &Cli) -> Result<()> {
         python: cli.python.clone(),
         only: cli.only.clone().unwrap_or_default(),
     };
+    let only = &settings.only;
+    ensure!(only.is_empty() || cli.name.takes_only(), "this benchmark has no --only: leave it out");
     let outcome = cli.name.run(&settings)?;
+    ensure!(!outcome.rows.is_empty(), "--only {only:?}: no case has it in its name");
     if let Some(dir) = &cli.plots {
         make(dir)?;
         for plot in &outcome.plots {
@@ -150,6 +153,22 @@ impl Bench {
             Bench::Steps => steps::run(settings),
             Bench::Standalone => standalone::run(settings),
             Bench::Pipeline => pipeline::run(settings),
+        }
+    }
+
+    /// Whether it has cases that can be run alone.
+    fn takes_only(self) -> bool {
+        match self {
+            Bench::Roofline
+            | Bench::Structures
+            | Bench::HitRate
+            | Bench::Ssd
+            | Bench::Rocksdb
+            | Bench::Train
+            | Bench::Peers => true,
+            Bench::Memory | Bench::Parse | Bench::Steps | Bench::Standalone | Bench::Pipeline => {
+                false
+            }
         }
     }
 }
@@ -254,12 +273,27 @@ mod tests {
         // cargo builds the worker beside this test whenever it tests the whole workspace
         let tests = std::env::current_exe().unwrap();
         let worker = tests.ancestors().nth(2).unwrap().join("dlrm-worker");
-        if !worker.exists() {
-            eprintln!("skipped: {} is not built", worker.display());
-            return;
-        }
+        assert!(worker.exists(), "{} is not built: test with --workspace", worker.display());
         let ids = quick(Bench::Train, Some(worker));
         assert_eq!(ids, ["train_20x", "train_100x", "stalled_pulls"]);
+    }
+
+    #[test]
+    fn cases_that_nothing_is_called_like_are_refused() {
+        let scratch = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let refused = |name: &str| {
+            let mut words = vec!["bench", name, "--quick", "--only", "no such case", "--scratch"];
+            words.push(scratch.path().to_str().unwrap());
+            run(&Cli::parse_from(words)).unwrap_err().to_string()
+        };
+        for name in ["roofline", "structures", "hit-rate", "ssd", "rocksdb"] {
+            let error = refused(name);
+            assert!(error.contains("\"no such case\""), "{name}: {error}");
+        }
+        for name in ["memory", "parse", "steps", "standalone", "pipeline"] {
+            let error = refused(name);
+            assert!(error.contains("no --only"), "{name}: {error}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
@@ -105,6 +105,7 @@ pub(crate) fn run(
             measured(workspace, &name, only, quick, &[("--python", &python)])?
         }
     };
+    ensure!(!rows.is_empty(), "{name} measured nothing");
     let (machine, commit) = (machine::description(), workspace.commit());
     println!("{name}: {machine}; commit {commit}\n\n{}", table(&rows));
     notes.iter().for_each(|note| println!("{note}"));
