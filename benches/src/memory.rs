@@ -2,7 +2,7 @@
 //! rows keeps them all, whatever their keys. It measures no time.
 
 use anyhow::{Context, Result, ensure};
-use table::{Key, KeyBatch, TableId};
+use table::{Key, KeyBatch, TableId, mix};
 use testkit::{Random, adversarial_key};
 use tiers::Store;
 
@@ -26,8 +26,15 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
         outcome.add(ram_per_row(settings, dim)?);
     }
     for (name, key_of) in key_sets() {
-        outcome.add([full_capacity(settings, name, key_of)?]);
+        outcome.add([full_capacity(settings, name, &key_of)?]);
     }
+    let crowding = crowding_keys(full_capacity_rows(settings));
+    let crowding_key = |i: u64| crowding[i as usize];
+    outcome.add([full_capacity(
+        settings,
+        "keys that crowd an eighth of the index",
+        &crowding_key,
+    )?]);
     outcome.notes.push(
         "A row is its embedding and its optimizer's state. `ram_per_row` divides the bytes that \
          the store says it uses, once rows are being evicted, by the rows in RAM; \
@@ -96,7 +103,7 @@ fn key_sets() -> [(&'static str, KeyOf); 7] {
     [
         ("random keys", key),
         ("neighbours", Key),
-        ("adversarial keys", adversarial_key),
+        ("both ends of the range, equal low bits, equal high bits", adversarial_key),
         ("multiples of 2^20", |i| Key(i << 20)),
         ("multiples of 2^40", |i| Key(i << 40)), // all of them below 2^24 keys
         ("neighbours from the top down", |i| Key(u64::MAX - i)),
@@ -104,9 +111,19 @@ fn key_sets() -> [(&'static str, KeyOf); 7] {
     ]
 }
 
-fn full_capacity(settings: &Settings, name: &str, key_of: KeyOf) -> Result<Row> {
+/// Keys of an adversary who knows the store's hash, of which the high bits choose a row's place: all
+/// of them want an eighth of the index.
+fn crowding_keys(count: u64) -> Vec<Key> {
+    (0..).filter(|&key| mix(key) >> 61 == 0).take(count as usize).map(Key).collect()
+}
+
+fn full_capacity_rows(settings: &Settings) -> u64 {
+    if settings.quick { 1 << 14 } else { 1 << 20 }
+}
+
+fn full_capacity(settings: &Settings, name: &str, key_of: &dyn Fn(u64) -> Key) -> Result<Row> {
     const DIM: u32 = 16;
-    let keys: u64 = if settings.quick { 1 << 14 } else { 1 << 20 };
+    let keys = full_capacity_rows(settings);
     let floats_bytes = f64::from((DIM + 1) * 4);
     let room_bytes = keys as f64 * (floats_bytes + BESIDE_ROW_BYTES_MAX) * SPARE;
     let filled = open(&settings.scratch, |config| {
@@ -114,7 +131,7 @@ fn full_capacity(settings: &Settings, name: &str, key_of: KeyOf) -> Result<Row> 
     })?;
     let store = &filled.store;
     let table = store.create_table(&spec(0, DIM)).context("create a table")?;
-    stage(store, table, 0..keys, &key_of)?;
+    stage(store, table, 0..keys, key_of)?;
     let first = store.status().totals();
     let mut random = Random::new(keys);
     for _ in 0..2 {
@@ -122,7 +139,7 @@ fn full_capacity(settings: &Settings, name: &str, key_of: KeyOf) -> Result<Row> 
             let drawn = (0..STAGE_KEYS).map(|_| key_of(random.below(keys)));
             stage_keys(store, table, &ascending(drawn))?;
         }
-        stage(store, table, 0..keys, &key_of)?;
+        stage(store, table, 0..keys, key_of)?;
     }
     let last = store.status().totals();
     let hits = (last.host.hits - first.host.hits) as f64;
