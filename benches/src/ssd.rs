@@ -27,8 +27,9 @@ const ROW_BYTES: u64 = ROW_FLOATS as u64 * 4;
 const FACTORS: [u64; 2] = [20, 100];
 /// Reads that one of the store's threads may have under way: what RocksDB asks for at once.
 const READS_A_THREAD: usize = 32;
-/// Reads of the limit under way, one a thread, at most.
-const DEPTH_MAX: usize = 128;
+/// Threads of the limit, each with one read under way, beyond which they may hinder each other: where
+/// the store may have more reads under way, the limit is the better one of so many and of as many.
+const DEPTH_ENOUGH: usize = 128;
 /// Threads of the store and of plain RocksDB that read.
 const THREADS: [u32; 4] = [1, 4, 16, 32];
 /// Batches that are being staged at once.
@@ -156,6 +157,9 @@ impl<'a> Bench<'a> {
         let batches = self.shape.batches(Law::Uniform, factor + u64::from(threads), 64)?;
         let (next, device_bytes, rows) = (Cell::new(0), Cell::new(0), Cell::new(0));
         let all_s = Cell::new(0.0);
+        let depth = threads as usize * READS_A_THREAD;
+        let place = Cell::new(0);
+        let at = || place.replace(place.get() + 1); // other places each time
         let figures = interleaved(
             rounds(self.settings.quick),
             [
@@ -173,14 +177,15 @@ impl<'a> Bench<'a> {
                     Ok(got.min(read_bytes / READ_BYTES as u64) as f64 / seconds)
                 },
                 &mut || self.gets(&plain, threads),
-                &mut || {
-                    next.set(next.get() + 1); // other places each time
-                    let depth = (threads as usize * READS_A_THREAD).min(DEPTH_MAX);
-                    self.device.random_reads(depth, next.get() as u64, self.time)
+                &mut || self.device.random_reads(depth, at(), self.time),
+                &mut || match depth > DEPTH_ENOUGH {
+                    true => self.device.random_reads(DEPTH_ENOUGH, at(), self.time),
+                    false => Ok(0.0),
                 },
             ],
         )?;
-        let [ours, of_plain, device] = figures;
+        let [ours, of_plain, at_depth, at_enough] = figures;
+        let device = at_depth.max(at_enough);
         let from_anywhere = rows.get() as f64 / all_s.get(); // caches too, as plain RocksDB has one
         let case = case(factor, threads);
         let k = |ours: f64, limit: f64| (ours / 1e3, limit / 1e3);
@@ -195,7 +200,7 @@ impl<'a> Bench<'a> {
             ),
         ]);
         store.close().context("close the store")?;
-        Ok(figures)
+        Ok([ours, of_plain, device])
     }
 
     /// Gets a second of plain RocksDB, keys at random.
