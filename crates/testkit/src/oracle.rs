@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use table::{Key, KeyBatch, RowStatus, TableId, TableSpec};
+use table::{Admission, Expiry, Key, KeyBatch, RowStatus, TableId, TableSpec};
 
 use crate::contract::{Outcome, RowStore};
 
@@ -17,13 +17,22 @@ pub struct OracleStore {
 #[derive(Debug, Default)]
 struct State {
     tables: Vec<TableSpec>,
-    rows: BTreeMap<(TableId, Key), Vec<f32>>, // embedding and state
+    rows: BTreeMap<(TableId, Key), Row>,
+    sights: BTreeMap<(TableId, Key), u32>, // of keys that had no row
+    stages: u64,                           // the clock of expiry
 }
 
-/// A staged step: its keys.
+#[derive(Debug, Clone)]
+struct Row {
+    floats: Vec<f32>, // embedding and state
+    staged: u64,      // when last
+}
+
+/// A staged step: its keys, and where their rows were.
 #[derive(Debug, Clone)]
 pub struct OracleStaged {
     keys: KeyBatch,
+    statuses: Vec<RowStatus>,
 }
 
 impl OracleStore {
@@ -34,7 +43,7 @@ impl OracleStore {
 
     /// The whole row of a key, embedding and state, if it was ever touched.
     pub fn row(&self, table: TableId, key: Key) -> Option<Vec<f32>> {
-        self.state().rows.get(&(table, key)).cloned()
+        self.state().rows.get(&(table, key)).map(|row| row.floats.clone())
     }
 
     /// Every row's name, in order.
@@ -62,6 +71,44 @@ impl State {
         }
         Ok(parts)
     }
+
+    /// Whether a row that was staged then counts as never touched now.
+    fn is_expired(&self, spec: &TableSpec, row: &Row) -> bool {
+        match spec.expiry {
+            Expiry::Never => false,
+            Expiry::Steps(most) => self.stages - row.staged > u64::from(most),
+            Expiry::Seconds(_) => panic!("the oracle has no clock of seconds"),
+        }
+    }
+
+    /// The embedding of a key without an update.
+    fn initial(spec: &TableSpec, key: Key) -> Vec<f32> {
+        let mut embedding = vec![0.0; spec.dim as usize];
+        spec.initial_embedding(key, &mut embedding);
+        embedding
+    }
+
+    /// Finds a key's row or makes it, as its table admits it.
+    fn touch(&mut self, table: TableId, key: Key) -> Outcome<RowStatus> {
+        let spec = self.spec(table)?;
+        let staged = self.stages;
+        let there = self.rows.get(&(table, key)).map(|row| !self.is_expired(&spec, row));
+        if there == Some(true) {
+            self.rows.get_mut(&(table, key)).ok_or("a row is gone")?.staged = staged;
+            return Ok(RowStatus::Host);
+        }
+        if let (None, Admission::AfterSights(least)) = (there, spec.admission) {
+            let sights = self.sights.entry((table, key)).or_default();
+            *sights += 1;
+            if *sights < least {
+                return Ok(RowStatus::NotAdmitted);
+            }
+        }
+        let mut floats = vec![0.0; spec.layout().floats()];
+        spec.initial_row(key, &mut floats);
+        self.rows.insert((table, key), Row { floats, staged });
+        Ok(RowStatus::Initialised)
+    }
 }
 
 impl RowStore for OracleStore {
@@ -82,22 +129,28 @@ impl RowStore for OracleStore {
 
     fn stage(&self, keys: &KeyBatch) -> Outcome<OracleStaged> {
         let mut state = self.state();
-        for (table, key, _) in state.parts(keys)? {
-            let spec = state.spec(table)?;
-            state.rows.entry((table, key)).or_insert_with(|| {
-                let mut row = vec![0.0; spec.layout().floats()];
-                spec.initial_row(key, &mut row);
-                row
-            });
-        }
-        Ok(OracleStaged { keys: keys.clone() })
+        let parts = state.parts(keys)?;
+        state.stages += 1;
+        let statuses = parts.into_iter().map(|(table, key, _)| state.touch(table, key));
+        Ok(OracleStaged { statuses: statuses.collect::<Outcome<_>>()?, keys: keys.clone() })
+    }
+
+    fn statuses(&self, staged: &OracleStaged) -> Vec<RowStatus> {
+        staged.statuses.clone()
     }
 
     fn pull(&self, staged: &OracleStaged) -> Outcome<Vec<f32>> {
         let state = self.state();
+        let mut rows = Vec::new();
         let parts = state.parts(&staged.keys)?;
-        let row = |(table, key, dim)| state.rows[&(table, key)][..dim].to_vec();
-        Ok(parts.into_iter().flat_map(row).collect())
+        for ((table, key, dim), status) in parts.into_iter().zip(&staged.statuses) {
+            if *status == RowStatus::NotAdmitted {
+                rows.extend(State::initial(&state.spec(table)?, key));
+            } else {
+                rows.extend_from_slice(&state.rows[&(table, key)].floats[..dim]);
+            }
+        }
+        Ok(rows)
     }
 
     fn push(&self, staged: &OracleStaged, gradients: &[f32], learning_rate: f32) -> Outcome<()> {
@@ -110,12 +163,15 @@ impl RowStore for OracleStore {
             return Err("a gradient or the rate is not finite".into());
         }
         let mut rest = gradients;
-        for (table, key, dim) in parts {
+        for ((table, key, dim), status) in parts.into_iter().zip(&staged.statuses) {
             let (gradient, after) = rest.split_at(dim);
             rest = after;
+            if *status == RowStatus::NotAdmitted {
+                continue;
+            }
             let optimizer = state.spec(table)?.optimizer;
             let row = state.rows.get_mut(&(table, key)).ok_or("a staged row is missing")?;
-            optim::update_row(&optimizer, row, gradient, learning_rate);
+            optim::update_row(&optimizer, &mut row.floats, gradient, learning_rate);
         }
         Ok(())
     }
@@ -124,13 +180,13 @@ impl RowStore for OracleStore {
         let state = self.state();
         let (mut rows, mut statuses) = (Vec::new(), Vec::new());
         for (table, key, dim) in state.parts(keys)? {
-            if let Some(row) = state.rows.get(&(table, key)) {
-                rows.extend_from_slice(&row[..dim]);
+            let spec = state.spec(table)?;
+            let row = state.rows.get(&(table, key)).filter(|row| !state.is_expired(&spec, row));
+            if let Some(row) = row {
+                rows.extend_from_slice(&row.floats[..dim]);
                 statuses.push(RowStatus::Host);
             } else {
-                let start = rows.len();
-                rows.resize(start + dim, 0.0);
-                state.spec(table)?.initial_embedding(key, &mut rows[start..]);
+                rows.extend(State::initial(&spec, key));
                 statuses.push(RowStatus::Initialised);
             }
         }
@@ -144,9 +200,10 @@ impl RowStore for OracleStore {
             let (embedding, after) = rest.split_at(dim);
             rest = after;
             let spec = state.spec(table)?;
-            let mut row = vec![spec.optimizer.initial_state(); spec.layout().floats()];
-            row[..dim].copy_from_slice(embedding);
-            state.rows.insert((table, key), row);
+            let mut floats = vec![spec.optimizer.initial_state(); spec.layout().floats()];
+            floats[..dim].copy_from_slice(embedding);
+            let staged = state.stages;
+            state.rows.insert((table, key), Row { floats, staged });
         }
         Ok(())
     }

@@ -71,6 +71,10 @@ impl RowStore for Scratch {
         Ok(self.store().stage(keys)?)
     }
 
+    fn statuses(&self, staged: &Staged) -> Vec<RowStatus> {
+        staged.statuses().to_vec()
+    }
+
     fn pull(&self, staged: &Staged) -> Outcome<Vec<f32>> {
         let mut rows = vec![f32::NAN; staged.rows_floats()];
         self.store().pull(staged, &mut rows)?;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // a test says what went wrong by panicking
 
 mod damaged;
+mod contract;
 mod engine;
 mod grpc;
 mod page;
