@@ -6,6 +6,7 @@
 mod batch;
 mod gradients;
 mod oracle;
+mod pytorch;
 mod reference;
 mod refusals;
 mod same_bits;

@@ -75,6 +75,15 @@ struct Pulled {
     rows: Vec<f32>,          // [n_unique, DIM]
     indices: Vec<Vec<u32>>,  // [features][batch]
     offsets: Vec<u32>,       // [batch + 1]
+    ones: Vec<f32>,          // [batch]
+}
+
+/// As what the one index of a feature comes.
+#[derive(Clone, Copy)]
+enum OneHot {
+    Sum,
+    Mean,
+    Weighted,
 }
 
 fn path(folder: &str, file: &str) -> PathBuf {
@@ -141,6 +150,7 @@ impl Tables {
                 .map(|(f, ids)| ids.iter().map(|&id| keys[&(f, id)]).collect())
                 .collect(),
             offsets: (0..=range.len() as u32).collect(),
+            ones: vec![1.0; range.len()],
             keys: keys.into_keys().collect(),
             rows,
         }
@@ -155,9 +165,13 @@ impl Tables {
 }
 
 impl Pulled {
-    fn features(&self) -> Vec<FeatureRows<'_>> {
+    fn features(&self, one_hot: OneHot) -> Vec<FeatureRows<'_>> {
         let offsets = &self.offsets;
-        let pooling = Pooling::Sum;
+        let pooling = match one_hot {
+            OneHot::Sum => Pooling::Sum,
+            OneHot::Mean => Pooling::Mean,
+            OneHot::Weighted => Pooling::Weighted(&self.ones),
+        };
         self.indices.iter().map(|indices| FeatureRows { indices, offsets, pooling }).collect()
     }
 }
@@ -174,6 +188,7 @@ fn agree(
     learning_rate: f32,
     steps_determined: usize,
     threads: usize,
+    one_hot: OneHot,
 ) {
     let json = std::fs::read(path(run.folder, &format!("{name}.json"))).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
@@ -204,7 +219,7 @@ fn agree(
             dense: &samples.dense[range.start * 13..range.end * 13],
             labels: &samples.labels[range],
             rows: &pulled.rows,
-            features: &pulled.features(),
+            features: &pulled.features(one_hot),
         };
         let loss = model.forward_backward(&input, &mut gradients).unwrap();
         tables.push(&pulled, &gradients, learning_rate);
@@ -225,7 +240,7 @@ fn agree(
         let input = PredictInput {
             dense: &samples.dense[range.start * 13..range.end * 13],
             rows: &pulled.rows,
-            features: &pulled.features(),
+            features: &pulled.features(one_hot),
         };
         model.predict(&input, target).unwrap();
     }
@@ -267,18 +282,18 @@ fn area_under_curve(predictions: &[f32], labels: &[f32]) -> f64 {
 }
 
 fn sgd(run: &Run) {
-    agree(run, "sgd", Optimizer::Sgd, DenseOptimizer::Sgd, 0.1, usize::MAX, 1);
+    agree(run, "sgd", Optimizer::Sgd, DenseOptimizer::Sgd, 0.1, usize::MAX, 1, OneHot::Sum);
 }
 
-fn rowwise_adagrad(run: &Run) {
+fn rowwise_adagrad(run: &Run, one_hot: OneHot) {
     let tables = Optimizer::RowWiseAdagrad { eps: 1e-10, initial_accumulator: 0.0 };
-    agree(run, "rwsadagrad", tables, DenseOptimizer::Sgd, 0.05, usize::MAX, 2);
+    agree(run, "rwsadagrad", tables, DenseOptimizer::Sgd, 0.05, usize::MAX, 2, one_hot);
 }
 
 fn adagrad(run: &Run, steps_determined: usize) {
     let tables = Optimizer::Adagrad { eps: 1e-10, initial_accumulator: 0.0 };
     let dense = DenseOptimizer::Adagrad { eps: 1e-10 };
-    agree(run, "adagrad", tables, dense, 0.01, steps_determined, 2);
+    agree(run, "adagrad", tables, dense, 0.01, steps_determined, 2, OneHot::Sum);
 }
 
 #[test]
@@ -288,7 +303,7 @@ fn tiny_sgd() {
 
 #[test]
 fn tiny_rowwise_adagrad() {
-    rowwise_adagrad(&TINY);
+    rowwise_adagrad(&TINY, OneHot::Sum);
 }
 
 #[test]
@@ -303,7 +318,13 @@ fn kaggle_shape_sgd() {
 
 #[test]
 fn kaggle_shape_rowwise_adagrad() {
-    rowwise_adagrad(&KAGGLE);
+    rowwise_adagrad(&KAGGLE, OneHot::Sum);
+}
+
+#[test]
+fn kaggle_shape_one_hot_as_means_and_weighted_sums() {
+    rowwise_adagrad(&KAGGLE, OneHot::Mean);
+    rowwise_adagrad(&KAGGLE, OneHot::Weighted);
 }
 
 #[test]
