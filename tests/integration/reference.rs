@@ -187,6 +187,31 @@ fn kaggle_shape_agrees_with_pytorch_over_grpc() {
     agrees_over_grpc(KAGGLE);
 }
 
+#[test]
+fn the_runs_agree_with_pytorch_from_a_cache_of_their_batches() {
+    for case in [TINY, KAGGLE] {
+        let at = Folder::new();
+        let batches = data(&format!("reference/{}/batches.parquet", case.folder));
+        let (batches, cache) = (format!("parquet:{}", text(&batches)), at.path("cache"));
+        let write = ["cache", "--data", &batches, "--mini-batch-size", "128", "--output"];
+        succeed(WORKER, &[&write[..], &[text(&cache)]].concat());
+        let cached = format!("cache:{}", text(&cache));
+        let ps = format!("embedded:{}", text(&at.path("ps")));
+        let (model, report) = (at.path("model"), at.path("report.json"));
+        let run =
+            Run { ps: &ps, host_ram: "64MiB", threads: "2", save_model: &model, report: &report };
+        let optimizer = OPTIMIZERS[1];
+        let arguments = run.arguments(case, optimizer);
+        let from_cache =
+            |word: &String| if *word == batches { cached.clone() } else { word.clone() };
+        let arguments: Vec<String> = arguments.iter().map(from_cache).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        assert!(arguments.contains(&cached.as_str()));
+        succeed(WORKER, &arguments);
+        assert_agrees(case, optimizer.0, &ps, &json(&report), &model, &at);
+    }
+}
+
 /// Trains the Kaggle shape into one safetensors file and returns its losses and the file's bytes.
 fn trained_whole(
     ps: &str,
