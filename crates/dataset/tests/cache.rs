@@ -234,6 +234,20 @@ fn a_flipped_bit_a_cut_and_an_added_byte_are_told_wherever_they_are() {
 }
 
 #[test]
+fn a_file_that_is_cut_short_while_it_is_read_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.cache");
+    cache_of(&path, &options());
+    let mut reader = open(&cached(&path), &options()).unwrap();
+    let mut batch = Batch::new();
+    assert!(reader.next_batch(&mut batch).unwrap());
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    let error = reader.next_batch(&mut batch).unwrap_err();
+    assert!(error.is_bad_input() && error.to_string().contains("cut short since"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_cached_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.cache");

@@ -1,9 +1,10 @@
 //! A binary file of batches that were parsed once: labels, dense values, the distinct keys of each
 //! feature with the place of each value among them, and in how many batches each key is used next.
-//! The bytes are in `FORMAT.md` beside this crate. It trains on nothing and keeps one batch in
-//! memory.
+//! The bytes are in `FORMAT.md` beside this crate. It trains on nothing, and one batch at a time is
+//! mapped into memory.
 
 mod format;
+mod map;
 mod next_use;
 mod read;
 mod write;

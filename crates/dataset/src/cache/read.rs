@@ -12,6 +12,7 @@ use super::format::{
     BLOCK_HEADER_BYTES, Fault, HEADER_BYTES, Header, NextUse, Shape, block_bytes, check_header,
     decode_block,
 };
+use super::map::map;
 use crate::{Batch, DenseColumns, Error, ReadOptions, Result, RowSelection};
 
 /// What the batches of a cache are, from its head.
@@ -68,7 +69,6 @@ pub(crate) struct CachedBatches {
     next: u64,    // the number of the next batch
     next_at: u64, // where its block stands
     batches: u64, // how many are read
-    block: Vec<u8>,
 }
 
 impl CachedBatches {
@@ -92,7 +92,6 @@ impl CachedBatches {
             more_passes: options.more_passes,
             next: 0,
             batches: options.batches_max.unwrap_or(u64::MAX).min(shape.batches),
-            block: Vec::new(),
         })
     }
 
@@ -107,6 +106,7 @@ impl CachedBatches {
             batch.reset(self.shape.dense_width, self.shape.features);
             return Ok(false);
         }
+        self.check_whole()?;
         let left = self.header.size.file_bytes.saturating_sub(self.next_at);
         let mut header = [0; BLOCK_HEADER_BYTES];
         if left < BLOCK_HEADER_BYTES as u64 {
@@ -120,9 +120,9 @@ impl CachedBatches {
             let expected = format!("at most the {left} that the file has left");
             return Err(told(&self.path, self.next_at, found, expected));
         }
-        self.block.resize(usize::try_from(length).unwrap_or(usize::MAX), 0);
-        self.file.read_exact_at(&mut self.block, self.next_at).map_err(Error::io(&self.path))?;
-        decode_block(&self.block, self.next, &self.shape, batch)
+        let bytes = usize::try_from(length).unwrap_or(usize::MAX);
+        let block = map(&self.file, self.next_at, bytes).map_err(Error::io(&self.path))?;
+        decode_block(&block, self.next, &self.shape, batch)
             .map_err(|fault| at(&self.path, self.next_at, fault))?;
         self.tell_next_uses(&mut batch.distinct.next_uses);
         self.next += 1;
@@ -141,6 +141,17 @@ impl CachedBatches {
                 NextUse::ThisPass(_) | NextUse::NextPass(_) => KeyBatch::NEVER,
             };
         }
+    }
+
+    /// A file that was cut short since it was opened is told, before its lost pages are mapped.
+    fn check_whole(&self) -> Result<()> {
+        let found = self.file.metadata().map_err(Error::io(&self.path))?.len();
+        let expected = self.header.size.file_bytes;
+        if found < expected {
+            let expected = format!("{expected}, as when it was opened: cut short since");
+            return Err(told(&self.path, self.next_at, format!("{found} bytes"), expected));
+        }
+        Ok(())
     }
 
     /// After the last block the file must be at its end.
