@@ -149,8 +149,6 @@ pub(crate) fn open(dir: &Path, host_ram_bytes: u64) -> Result<(Embedded, Watched
 /// from 0. It notes when each pull came.
 pub(crate) struct Watched {
     session: Arc<dyn Session>,
-    /// Whether steps go nowhere: nothing is staged, pulled or pushed.
-    idle: bool,
     /// The session's step that is this training's step 0.
     first: AtomicU64,
     /// One more than the last step staged.
@@ -161,12 +159,7 @@ pub(crate) struct Watched {
 impl Watched {
     pub(crate) fn new(session: Arc<dyn Session>) -> Watched {
         let (first, next) = (AtomicU64::new(0), AtomicU64::new(0));
-        Watched { session, idle: false, first, next, pulls: Mutex::default() }
-    }
-
-    /// The same tables in a session whose steps go nowhere: what is left of a training is compute.
-    pub(crate) fn idle(other: &Watched) -> Watched {
-        Watched { idle: true, ..Watched::new(Arc::clone(&other.session)) }
+        Watched { session, first, next, pulls: Mutex::default() }
     }
 
     /// The seconds between the pulls of the last training, in order.
@@ -200,9 +193,6 @@ impl Session for Watched {
     }
 
     fn stage(&self, step: Step, keys: &KeyBatch) -> wire::Result<()> {
-        if self.idle {
-            return Ok(());
-        }
         let step = self.step(step);
         self.next.store(step.0 + 1, Ordering::Relaxed);
         self.session.stage(step, keys)
@@ -210,9 +200,6 @@ impl Session for Watched {
 
     fn pull(&self, step: Step, rows: &mut [f32]) -> wire::Result<Pulled> {
         self.pulls.lock().push(Instant::now());
-        if self.idle {
-            return Ok(Pulled::default());
-        }
         self.session.pull(self.step(step), rows)
     }
 
@@ -227,16 +214,10 @@ impl Session for Watched {
     }
 
     fn push(&self, step: Step, gradients: &[f32], learning_rate: f32) -> wire::Result<()> {
-        if self.idle {
-            return Ok(());
-        }
         self.session.push(self.step(step), gradients, learning_rate)
     }
 
     fn release(&self, step: Step) -> wire::Result<()> {
-        if self.idle {
-            return Ok(());
-        }
         self.session.release(self.step(step))
     }
 
