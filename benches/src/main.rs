@@ -55,9 +55,12 @@ struct Cli {
     /// The embedding-ps that `standalone` trains through
     #[arg(long, value_name = "FILE")]
     server: Option<PathBuf>,
-    /// The python3 with torch that `peers` runs
+    /// The python3 with torch that `peers` runs, and with numpy for `parse --dlrm`
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
+    /// A checkout of facebookresearch/dlrm: `parse` measures its preprocessing too
+    #[arg(long, value_name = "DIR", requires = "python")]
+    dlrm: Option<PathBuf>,
     /// Of `roofline`, `structures`, `hit-rate`, `ssd` and `rocksdb`, only the cases whose names
     /// hold this: "dim 16, uniform"; of `train` and `peers`, the cases of this id
     #[arg(long, value_name = "TEXT")]
@@ -116,6 +119,7 @@ fn run(cli: &Cli) -> Result<()> {
         worker: cli.worker.clone(),
         server: cli.server.clone(),
         python: cli.python.clone(),
+        dlrm: cli.dlrm.clone(),
         only: cli.only.clone().unwrap_or_default(),
     };
     let only = &settings.only;
@@ -179,19 +183,25 @@ mod tests {
 
     /// Runs a benchmark at its tiny size, holds its rows to their form, and returns their ids.
     fn quick(bench: Bench, worker: Option<PathBuf>) -> Vec<String> {
+        quick_with(bench, |cli| cli.worker = worker)
+    }
+
+    fn quick_with(bench: Bench, programs: impl FnOnce(&mut Cli)) -> Vec<String> {
         // on a device: a folder in memory can't be opened past the page cache
         let scratch = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let cli = Cli {
+        let mut cli = Cli {
             name: bench,
             json: Some(scratch.path().join("rows.json")),
             plots: Some(scratch.path().join("plots")),
             scratch: scratch.path().to_owned(),
-            worker,
+            worker: None,
             server: None,
             python: None,
+            dlrm: None,
             only: None,
             quick: true,
         };
+        programs(&mut cli);
         run(&cli).unwrap();
         let text = fs::read_to_string(cli.json.unwrap()).unwrap();
         let found: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -297,6 +307,14 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs EMBEDDING_PS_PYTHON"]
+    fn peers_runs() {
+        let python = std::env::var_os("EMBEDDING_PS_PYTHON").unwrap();
+        let ids = quick_with(Bench::Peers, |cli| cli.python = Some(python.into()));
+        assert_eq!(ids.len(), 10, "five cases, each beside its products: {ids:?}");
+    }
+
+    #[test]
     fn train_says_what_it_lacks() {
         let scratch = tempfile::tempdir().unwrap();
         let scratch = scratch.path().to_owned();
@@ -306,6 +324,7 @@ mod tests {
             worker: None,
             server: None,
             python: None,
+            dlrm: None,
             only: String::new(),
         };
         let error = train::run(&settings).unwrap_err().to_string();

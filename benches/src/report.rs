@@ -18,6 +18,8 @@ pub(crate) struct Settings {
     pub(crate) server: Option<PathBuf>,
     /// A Python with PyTorch, for the benchmark that measures it.
     pub(crate) python: Option<PathBuf>,
+    /// A checkout of facebookresearch/dlrm, whose preprocessing is measured where it is there.
+    pub(crate) dlrm: Option<PathBuf>,
     /// What the names of the cases hold that are to be run, for benchmarks of many cases.
     pub(crate) only: String,
 }

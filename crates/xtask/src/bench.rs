@@ -89,9 +89,15 @@ pub(crate) fn run(
         | Bench::Ssd
         | Bench::Rocksdb
         | Bench::Memory
-        | Bench::Parse
         | Bench::Steps
         | Bench::Pipeline => measured(workspace, &name, only, quick, &[])?,
+        Bench::Parse => match peers::dlrm()? {
+            Some(dlrm) => {
+                let programs = [("--python", &*peers::provide(workspace)?), ("--dlrm", &dlrm)];
+                measured(workspace, &name, only, quick, &programs)?
+            }
+            None => measured(workspace, &name, only, quick, &[])?,
+        },
         Bench::Train => {
             let worker = workspace.build_binaries()?.worker;
             measured(workspace, &name, only, quick, &[("--worker", &worker)])?

@@ -15,6 +15,9 @@ use crate::workspace::{Workspace, call};
 /// The variable that names a Python with PyTorch.
 const PYTHON: &str = "EMBEDDING_PS_PYTHON";
 
+/// The variable that names a checkout of facebookresearch/dlrm.
+const DLRM: &str = "EMBEDDING_PS_DLRM";
+
 /// What is installed, with its versions.
 const REQUIREMENTS: &str = "benches/peers/requirements.txt";
 
@@ -41,6 +44,12 @@ pub(crate) fn provide(workspace: &Workspace) -> Result<PathBuf> {
     fs::write(&whole, wanted).context("mark the environment as whole")?;
     ensure!(python.exists(), "no Python in {}", folder.display());
     Ok(python)
+}
+
+/// The checkout that the variable names, if any.
+pub(crate) fn dlrm() -> Result<Option<PathBuf>> {
+    let path = env::var_os(DLRM).filter(|path| !path.is_empty());
+    path.map(|path| std::path::absolute(path).context(DLRM)).transpose()
 }
 
 /// Other versions go into another folder: `peers-torch-2.12.0-fbgemm-gpu-cpu-1.7.0`.
