@@ -1,7 +1,7 @@
 //! Generated data: written to files and read back it trains to the same bits as straight from the
 //! generator.
 
-use crate::binaries::{WORKER, json, losses, refuse, succeed, text};
+use crate::binaries::{WORKER, json, losses, refuse, run, succeed, text};
 
 const SPEC: &str = "synthetic:scale=0.001,rows=4096,seed=11";
 
@@ -136,7 +136,8 @@ fn tests_on_the_way_change_no_loss_and_end_the_training_at_their_auc() {
     assert_eq!(plain["auc"], tested["auc"]);
     let tests = tested["tests"].as_array().expect("the report has tests");
     let steps: Vec<u64> = tests.iter().filter_map(|test| test["step"].as_u64()).collect();
-    assert_eq!(steps, [5, 10]);
+    let end = tested["steps"].as_u64().expect("the report has steps");
+    assert_eq!(steps, [5, 10, end], "every five steps, and at the end of the epoch");
     assert_ne!(tests[0]["logloss"], tests[1]["logloss"]);
     let stopped = train("stopped", &["--test-freq", "5", "--mlperf-auc-threshold", "0.01"]);
     assert_eq!(
@@ -145,6 +146,66 @@ fn tests_on_the_way_change_no_loss_and_end_the_training_at_their_auc() {
     );
     assert_eq!(stopped["auc"], tests[0]["auc"]);
     assert_eq!(losses(&stopped), losses(&plain)[..5]);
+}
+
+#[test]
+fn lines_tell_what_facebookresearch_dlrms_tell_when_its_do() {
+    let at = tempfile::tempdir().expect("make folder");
+    let path = |name: &str| text(&at.path().join(name)).to_owned();
+    let (ps, report) = (format!("embedded:{}", path("ps")), path("report.json"));
+    let model = ["--arch-mlp-bot", "13-32-16", "--arch-mlp-top", "32-1", "--report-losses"];
+    let data = ["--mini-batch-size", "256", "--rows", "train", "--eval-rows", "test"];
+    let lines = ["--print-freq", "4", "--test-freq", "5", "--nepochs", "2"];
+    let places = ["--ps", &ps, "--report", &report];
+    let train = [&["train", "--data", SPEC][..], &model, &data, &lines, &places].concat();
+    let output = run(WORKER, &train);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let report = json(report.as_ref());
+    let (losses, samples) = (losses(&report), report["samples"].as_u64().expect("samples") / 2);
+    let batches = samples.div_ceil(256);
+    assert_eq!(
+        (losses.len() as u64, samples % 256 > 0),
+        (2 * batches, true),
+        "a last, smaller batch"
+    );
+    let size = |batch: u64| if batch == batches { samples % 256 } else { 256 };
+
+    // a line after every fourth batch of an epoch, before each test, and at the end
+    let (mut expected, mut begun) = (Vec::new(), 1);
+    for (epoch, of) in [(0, String::new()), (1, format!("/{batches}"))] {
+        for batch in 1..=batches {
+            let tested = batch % 5 == 0 || batch == batches;
+            if batch % 4 == 0 || tested {
+                let of_batch = |batch: u64| losses[(epoch * batches + batch - 1) as usize];
+                let sum: f64 = (begun..=batch).map(|b| of_batch(b) * size(b) as f64).sum();
+                let loss = sum / (begun..=batch).map(size).sum::<u64>() as f64;
+                let of = if batch == batches { format!("/{batches}") } else { of.clone() };
+                expected.push((format!("it {batch}{of} of epoch {epoch}"), loss));
+                begun = batch % batches + 1;
+            }
+        }
+    }
+    let told = said.lines().filter_map(|line| line.split_once("Finished training "));
+    let told: Vec<(String, f64)> = told
+        .map(|(_, line)| {
+            let parts: Vec<&str> = line.split(", ").collect();
+            assert!(parts[1].ends_with(" ms/it"), "{line}");
+            let loss = parts[2].strip_prefix("loss ").expect("a loss").parse();
+            (parts[0].to_owned(), loss.expect("a number"))
+        })
+        .collect();
+    assert_eq!(told.len(), expected.len(), "{told:?} {expected:?}");
+    for (told, expected) in told.iter().zip(&expected) {
+        assert_eq!(told.0, expected.0);
+        assert!((told.1 - expected.1).abs() < 2e-6, "{told:?}, expected {expected:?}");
+    }
+    let tests = said.lines().filter(|line| line.contains("Testing at - "));
+    let tests: Vec<&str> = tests.collect();
+    assert_eq!(tests.len() as u64, 2 * batches.div_ceil(5), "{said}");
+    for part in ["accuracy ", "auc 0.", "logloss 0.", "normalised entropy ", "calibration "] {
+        assert!(tests.iter().all(|line| line.contains(part)), "{part}: {tests:?}");
+    }
 }
 
 #[test]

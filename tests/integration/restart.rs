@@ -143,6 +143,67 @@ fn sigterm_to_a_worker_saves_what_was_trained() {
 }
 
 #[test]
+fn an_interrupted_training_goes_on_behind_its_last_step() {
+    let at = tempfile::tempdir().expect("make folder");
+    let path = |name: &str| text(&at.path().join(name)).to_owned();
+    let data = "synthetic:scale=0.01,rows=100000000,seed=7";
+    let shuffled = ["--shuffle-window", "3000"];
+    let (ps, model) = (format!("embedded:{}", path("stopped")), path("model"));
+    let train = |ps: &str, data: &str, more: &[&str]| {
+        let words = [&["train", "--ps", ps, "--data", data][..], &MODEL, &shuffled, more].concat();
+        words.into_iter().map(str::to_owned).collect::<Vec<String>>()
+    };
+    let saved = ["--save-model", &model, "--host-ram", "1MiB", "--ssd-memory", "4MiB"];
+    let arguments = train(&ps, data, &saved);
+    let log = at.path().join("worker.log");
+    let mut worker = Process::start(WORKER, &arguments, log).expect("start worker");
+    let rows = at.path().join("stopped/rows");
+    let on_ssd = worker.wait_for("file of rows", PATIENCE, |_| {
+        let files = std::fs::read_dir(&rows).into_iter().flatten().flatten();
+        files.into_iter().find(|file| file.path().extension().is_some_and(|e| e == "sst"))
+    });
+    on_ssd.expect("trained rows are on SSD");
+    worker.terminate().expect("send SIGTERM");
+    assert_eq!(worker.wait(LIMIT).expect("the worker ends").code(), Some(130));
+    let card = json(at.path().join("model/model.json").as_ref());
+    let steps = card["steps"].as_u64().expect("steps");
+    assert_eq!(card["interrupted"]["after"], serde_json::json!({"epoch": 0, "batch": steps}));
+
+    // on to twenty steps more, through a second epoch: as if nothing had been
+    let more = (steps + 20).to_string();
+    let run_on = |ps: &str, name: &str, flags: &[&str]| {
+        let report = path(&format!("{name}.json"));
+        let places = ["--save-model", &path(name), "--report", &report, "--report-losses"]
+            .map(str::to_owned);
+        let places: Vec<&str> = places.iter().map(String::as_str).collect();
+        let bounds = ["--num-batches", &more, "--nepochs", "2"];
+        let words = train(ps, data, &[&bounds[..], &places, flags].concat());
+        succeed(WORKER, &words.iter().map(String::as_str).collect::<Vec<_>>());
+        json(report.as_ref())
+    };
+    let resumed = run_on(&ps, "resumed", &["--load-model", &model]);
+    let whole = format!("embedded:{}", path("whole"));
+    let straight = run_on(&whole, "straight", &[]);
+    let of = |report: &Value| report["losses"].as_array().expect("losses").clone();
+    let (resumed, straight) = (of(&resumed), of(&straight));
+    assert_eq!(straight.len() as u64, 2 * (steps + 20));
+    assert_eq!(resumed, straight[steps as usize..], "the losses of the steps that were left");
+    let weights = |name: &str| {
+        std::fs::read(at.path().join(name).join("dense.safetensors")).expect("weights")
+    };
+    assert!(weights("resumed") == weights("straight"));
+    let card = json(at.path().join("resumed/model.json").as_ref());
+    assert_eq!(card["interrupted"], Value::Null, "it came to its end");
+
+    // other data begins at its first batch
+    let other = "synthetic:scale=0.01,rows=1024,seed=9";
+    let report = path("other.json");
+    let words = train(&ps, other, &["--load-model", &model, "--report", &report]);
+    succeed(WORKER, &words.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(json(report.as_ref())["steps"], 4);
+}
+
+#[test]
 fn the_page_of_a_running_server_tells_health_and_metrics() {
     let at = tempfile::tempdir().expect("make folder");
     let server = Server::start(at.path(), &[]);

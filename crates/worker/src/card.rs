@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use dataset::{DenseTransform, Schema};
+use dataset::{DenseTransform, RowSelection, Schema};
 use dlrm::{Architecture, DenseOptimizer};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +36,33 @@ pub(crate) struct Card {
     pub seed: u64,
     /// Steps trained so far.
     pub steps: u64,
+    /// Where in its data a training was interrupted; none where it came to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interrupted: Option<Interrupted>,
+}
+
+/// A place in the data of a training.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Interrupted {
+    pub order: Order,
+    pub after: Reached,
+}
+
+/// What decides which rows a step has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Order {
+    /// As `--data` names it.
+    pub data: String,
+    pub rows: RowSelection,
+    pub mini_batch_size: usize,
+    pub shuffle_window: usize,
+}
+
+/// A step's place: the epoch, counted from 0, and its batch there, counted from 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Reached {
+    pub epoch: u64,
+    pub batch: u64,
 }
 
 /// The format of a model that pools so.

@@ -174,8 +174,9 @@ pub struct FeatureArgs {
     pub max_ind_range: Option<u64>,
     /// How the rows of a list of ids become one vector. weighted: each times its weight, from
     /// columns of numbers named as their feature with _weights behind it (Parquet: C1_weights)
-    #[arg(long, default_value = "sum")]
-    pub pooling: Pooling,
+    /// [default: sum]
+    #[arg(long)]
+    pub pooling: Option<Pooling>,
 }
 
 /// `--pooling`.
@@ -194,27 +195,28 @@ pub enum Pooling {
 /// The network.
 #[derive(Debug, Args)]
 pub struct ArchArgs {
-    /// Floats in an embedding row
-    #[arg(long, default_value_t = 16)]
-    pub arch_sparse_feature_size: usize,
+    /// Floats in an embedding row [default: 16]
+    #[arg(long, value_name = "N")]
+    pub arch_sparse_feature_size: Option<usize>,
     /// Rows of each table, 1460-583-...: for initialisation by rows, and for export
     #[arg(long, value_name = "N-N-...")]
     pub arch_embedding_size: Option<String>,
     /// Bottom MLP: the number of dense inputs first, the embedding's size last
-    #[arg(long, default_value = "13-512-256-64-16", value_name = "N-N-...")]
-    pub arch_mlp_bot: String,
-    /// Top MLP: its input's width follows from the interaction and is left out
-    #[arg(long, default_value = "512-256-1", value_name = "N-N-...")]
-    pub arch_mlp_top: String,
-    /// How features meet
-    #[arg(long, default_value = "dot")]
-    pub arch_interaction_op: InteractionOp,
+    /// [default: 13-512-256-64-16]
+    #[arg(long, value_name = "N-N-...")]
+    pub arch_mlp_bot: Option<String>,
+    /// Top MLP: its input's width follows from the interaction and is left out [default: 512-256-1]
+    #[arg(long, value_name = "N-N-...")]
+    pub arch_mlp_top: Option<String>,
+    /// How features meet [default: dot]
+    #[arg(long)]
+    pub arch_interaction_op: Option<InteractionOp>,
     /// With dot: each vector with itself too
     #[arg(long)]
     pub arch_interaction_itself: bool,
-    /// The loss
-    #[arg(long, default_value = "bce")]
-    pub loss_function: LossFunction,
+    /// The loss [default: bce]
+    #[arg(long)]
+    pub loss_function: Option<LossFunction>,
     /// New rows: by-rows (±sqrt(1/rows)) | uniform:BOUND | normal:STD | zeros
     /// [default: by-rows where the tables' rows are known, else uniform:0.05]
     #[arg(long)]
@@ -225,8 +227,9 @@ pub struct ArchArgs {
 #[derive(Debug, Args)]
 pub struct OptimizerArgs {
     /// The optimizer; rwsadagrad trains the MLPs with SGD, as facebookresearch/dlrm does
-    #[arg(long, default_value = "sgd")]
-    pub optimizer: OptimizerName,
+    /// [default: sgd]
+    #[arg(long)]
+    pub optimizer: Option<OptimizerName>,
     /// The optimizer of the MLPs, if another
     #[arg(long)]
     pub dense_optimizer: Option<DenseOptimizerName>,
@@ -317,16 +320,18 @@ pub struct TrainArgs {
     /// SSD; fewer leave more of the RAM to rows that are worth keeping
     #[arg(long, default_value_t = 8)]
     pub lookahead: usize,
-    /// Evaluate after every so many steps too. With --save-model FILE.safetensors the model that
-    /// had the best AUC is the one saved; a folder always has the end, as the server's rows do
+    /// Evaluate after every so many steps of an epoch, and at its end. With --save-model
+    /// FILE.safetensors the model that had the best AUC is the one saved; a folder always has the
+    /// end, as the server's rows do
     #[arg(long, value_name = "STEPS")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub test_freq: Option<u64>,
-    /// Tell the mean loss after every so many steps, on standard error
+    /// Tell the mean loss and the time of a step after every so many steps of an epoch, at its end
+    /// and before each test, on standard error
     #[arg(long, value_name = "STEPS")]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub print_freq: Option<u64>,
-    /// End the training once an evaluation by --test-freq has at least this AUC
+    /// End the training once an evaluation by --test-freq has an AUC above this
     #[arg(long, value_name = "AUC", requires = "test_freq")]
     pub mlperf_auc_threshold: Option<f64>,
     /// Give a key its row the N-th time that it is seen, 1 to 15; until then it has the floats of a
@@ -340,16 +345,18 @@ pub struct TrainArgs {
     /// Start from these weights (safetensors under facebookresearch/dlrm's names)
     #[arg(long, value_name = "FILE", conflicts_with = "load_model")]
     pub init_from: Option<PathBuf>,
-    /// Go on from a saved model, whose rows are in the parameter server
+    /// Go on from a saved model, whose rows are in the parameter server. Flags of the model may be
+    /// left out, and are refused where they say otherwise. A training that was interrupted goes on
+    /// behind its last step, if the data is the same; else the data begins anew
     #[arg(long, value_name = "DIR")]
     pub load_model: Option<PathBuf>,
     /// Save the model: a folder (the dense part; rows stay in the server), or a .safetensors file
     /// (everything; needs --arch-embedding-size)
     #[arg(long, value_name = "DIR|FILE.safetensors")]
     pub save_model: Option<PathBuf>,
-    /// Seed of weights and rows
-    #[arg(long, default_value_t = 1)]
-    pub seed: u64,
+    /// Seed of weights, rows and order [default: 1]
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// Threads that compute [default: one a core]
     #[arg(long)]
     pub threads: Option<usize>,

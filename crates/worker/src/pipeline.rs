@@ -10,6 +10,7 @@ use dataset::{Batch, Reader, Unique, unique};
 use table::{Step, TableId};
 use wire::Session;
 
+use crate::card::Reached;
 use crate::trace::span;
 use crate::{Error, Result};
 
@@ -20,8 +21,8 @@ const READ_AHEAD: usize = 4;
 #[derive(Default)]
 pub(crate) struct Staged {
     pub step: u64,
-    /// The pass over the data that the step is of, from 0.
-    pub epoch: u64,
+    /// Where in the data it is.
+    pub at: Reached,
     pub batch: Batch,
     pub unique: Unique,
 }
@@ -32,6 +33,8 @@ pub(crate) struct Course<'a> {
     pub tables: &'a [TableId],
     /// Passes over the data.
     pub epochs: u64,
+    /// The batch behind which to begin.
+    pub after: Reached,
     /// Steps staged ahead of the one that computes.
     pub lookahead: usize,
 }
@@ -68,7 +71,7 @@ pub(crate) fn stage_ahead<'scope, 'env>(
     let (stage, staged) = bounded(course.lookahead.saturating_sub(1));
     let rounds = READ_AHEAD + course.lookahead + 4; // every buffer that can be under way at once
     let (spare, spares) = bounded::<Staged>(rounds);
-    let reading = Reading { tally, epochs: course.epochs, spares };
+    let reading = Reading { tally, epochs: course.epochs, after: course.after, spares };
     spawn(scope, "read", move || reading.run(&open, &read))?;
     spawn(scope, "stage", move || stage_batches(session, course.tables, tally, &batches, &stage))?;
     Ok(Ahead { staged, spare })
@@ -88,13 +91,14 @@ pub(crate) fn spawn<'scope>(
 struct Reading<'a> {
     tally: &'a Tally,
     epochs: u64,
+    after: Reached,
     spares: Receiver<Staged>,
 }
 
 impl Reading<'_> {
     fn run(&self, open: &dyn Fn(u64) -> Result<Reader>, read: &Sender<Result<Staged>>) {
         let mut step = 0;
-        for epoch in 0..self.epochs {
+        for epoch in self.after.epoch..self.epochs {
             match open(epoch).and_then(|reader| self.pass(reader, epoch, &mut step, read)) {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -114,9 +118,16 @@ impl Reading<'_> {
         step: &mut u64,
         read: &Sender<Result<Staged>>,
     ) -> Result<bool> {
-        loop {
+        let passed_over = if epoch == self.after.epoch { self.after.batch } else { 0 };
+        let mut passed = Batch::new();
+        for _ in 0..passed_over {
+            if self.tally.cancel.load(Ordering::Relaxed) || !reader.next_batch(&mut passed)? {
+                break;
+            }
+        }
+        for batch in passed_over + 1.. {
             let mut next = self.spares.try_recv().unwrap_or_default();
-            next.epoch = epoch;
+            next.at = Reached { epoch, batch };
             let more = {
                 let _span = span!("read and parse", *step);
                 reader.next_batch(&mut next.batch)?

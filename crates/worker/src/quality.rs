@@ -1,6 +1,8 @@
 //! How good predictions are: AUC, logloss and the like, computed while they stream by. It keeps
 //! counts, not predictions, so its memory does not grow with the number of rows.
 
+use std::fmt;
+
 use serde::Serialize;
 
 /// Bins over the logit. 2^21 over [-16, 16] is 1.5e-5 a bin: rows that share one count as ties,
@@ -38,6 +40,23 @@ pub struct Quality {
     pub calibration: Option<f64>,
     /// Share of rows on whose side of one half the prediction is.
     pub accuracy: f64,
+}
+
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "accuracy {:.3} %", 100.0 * self.accuracy)?;
+        if let Some(auc) = self.auc {
+            write!(f, ", auc {auc:.5}")?;
+        }
+        write!(f, ", logloss {:.5}", self.logloss)?;
+        if let Some(entropy) = self.normalised_entropy {
+            write!(f, ", normalised entropy {entropy:.4}")?;
+        }
+        match self.calibration {
+            Some(calibration) => write!(f, ", calibration {calibration:.4}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Scores {

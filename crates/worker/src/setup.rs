@@ -2,6 +2,7 @@
 //! function checks that the flags fit the data and the server; none starts a thread.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use dataset::{Labels, ReadOptions, Reader, RowSelection, Schema, Source};
 use dlrm::{
@@ -11,7 +12,7 @@ use dlrm::{
 use table::{Admission, Initializer, Optimizer, TableId, TableSpec};
 use wire::Session;
 
-use crate::card::{Card, format_of};
+use crate::card::{Card, Interrupted, Order, Reached, format_of};
 use crate::cli::{
     ArchArgs, DataArgs, DenseOptimizerName, DeviceArgs, FeatureArgs, InteractionOp, LossFunction,
     OptimizerArgs, OptimizerName, Pooling, SavedModelArgs, TrainArgs,
@@ -24,6 +25,11 @@ use crate::{Error, Result};
 /// PyTorch's constants, so that runs agree with facebookresearch/dlrm's.
 const ADAGRAD_EPS: f32 = 1e-10;
 const ADAM: (f32, f32, f32) = (0.9, 0.999, 1e-8);
+/// What a new model has where flags say nothing: facebookresearch/dlrm's Kaggle setting.
+const SPARSE_FEATURE_SIZE: usize = 16;
+const MLP_BOTTOM: &str = "13-512-256-64-16";
+const MLP_TOP: &str = "512-256-1";
+const SEED: u64 = 1;
 /// Half the width of new rows where nothing is known of the table's size.
 const UNIFORM_BOUND: f32 = 0.05;
 
@@ -39,6 +45,9 @@ pub(crate) struct Training {
     pub evaluation: Option<(Source, ReadOptions)>,
     pub rates: Rates,
     pub threads: usize,
+    /// What decides which rows a step has, and the step behind which the training begins.
+    pub order: Order,
+    pub after: Reached,
 }
 
 /// A saved model that is ready to predict.
@@ -68,13 +77,24 @@ impl Training {
         check_tests(args)?;
         let threads = threads(args.threads)?;
         let rates = rates(&args.optimizer)?;
-        let card = match &args.load_model {
-            Some(folder) => Card::load(folder)?,
+        let mut card = match &args.load_model {
+            Some(folder) => {
+                let card = Card::load(folder)?;
+                check_same_model(args, &card, folder)?;
+                card
+            }
             None => new_card(args)?,
         };
         let read = read_options(&card, &args.data, args.mini_batch_size);
         let source = args.data.source()?;
         check_schema(&dataset::open(&source, &read)?, &card, &source)?;
+        let order = Order {
+            data: source.to_string(),
+            rows: args.data.rows,
+            mini_batch_size: args.mini_batch_size,
+            shuffle_window: args.shuffle_window,
+        };
+        let after = go_on(card.interrupted.take(), &order);
         let evaluation = evaluation(args, &card)?;
         let batch_max = match evaluation {
             Some(_) => args.mini_batch_size.max(args.test_mini_batch_size),
@@ -94,7 +114,19 @@ impl Training {
             weights::init_from(path, &mut model, &tables, session)?;
         }
         let (model, device) = computing.take(model, batch_max)?;
-        Ok(Training { card, model, device, tables, source, read, evaluation, rates, threads })
+        Ok(Training {
+            card,
+            model,
+            device,
+            tables,
+            source,
+            read,
+            evaluation,
+            rates,
+            threads,
+            order,
+            after,
+        })
     }
 }
 
@@ -151,6 +183,93 @@ impl Computing<'_> {
         };
         let model = Network::new(model, self.found, batch_max, self.args.options())?;
         Ok((model, about))
+    }
+}
+
+/// Where a training begins: behind the last step of one that was interrupted in the same data.
+fn go_on(interrupted: Option<Interrupted>, order: &Order) -> Reached {
+    let Some(Interrupted { order: before, after }) = interrupted else { return Reached::default() };
+    let Reached { epoch, batch } = after;
+    if before == *order {
+        tracing::info!(epoch, batch, "going on behind the last batch of an interrupted training");
+        after
+    } else {
+        tracing::warn!(
+            before = before.data,
+            epoch,
+            batch,
+            "the model's training was interrupted in other data or another order: the data begins \
+             at its first batch"
+        );
+        Reached::default()
+    }
+}
+
+/// Flags that say what a model is may stand beside a saved one, and must say what it is.
+fn check_same_model(args: &TrainArgs, card: &Card, folder: &Path) -> Result<()> {
+    let differs = |flag: &str, found: String, expected: String| {
+        let folder = folder.display();
+        Err(Error::Input(format!(
+            "{flag} {found}: expected {expected}, as the model in {folder} has it, or no such flag"
+        )))
+    };
+    let TrainArgs { arch, features, optimizer, .. } = args;
+    let of = &card.architecture;
+    if let Some(size) = arch.arch_sparse_feature_size.filter(|&n| n != of.sparse_feature_size) {
+        let (found, expected) = (size.to_string(), of.sparse_feature_size.to_string());
+        return differs("--arch-sparse-feature-size", found, expected);
+    }
+    for (flag, text, expected) in [
+        ("--arch-mlp-bot", &arch.arch_mlp_bot, &of.mlp_bottom),
+        ("--arch-mlp-top", &arch.arch_mlp_top, &of.mlp_top),
+    ] {
+        let Some(text) = text else { continue };
+        if widths(text, flag)? != *expected {
+            let expected = expected.iter().map(usize::to_string).collect::<Vec<_>>().join("-");
+            return differs(flag, text.clone(), expected);
+        }
+    }
+    if arch.arch_interaction_op.is_some() || arch.arch_interaction_itself {
+        let asked = interaction(arch)?;
+        if asked != of.interaction {
+            let (found, expected) = (format!("{asked:?}"), format!("{:?}", of.interaction));
+            return differs("--arch-interaction-op", found, expected);
+        }
+    }
+    if let Some(asked) = arch.loss_function.filter(|&name| loss(name) != of.loss) {
+        return differs("--loss-function", format!("{asked:?}"), format!("{:?}", of.loss));
+    }
+    if optimizer.optimizer.is_some() || optimizer.dense_optimizer.is_some() {
+        let asked = dense_optimizer(optimizer);
+        if asked != card.dense_optimizer {
+            let (found, expected) = (format!("{asked:?}"), format!("{:?}", card.dense_optimizer));
+            return differs("the MLPs' optimizer", found, expected);
+        }
+    }
+    if let Some(pooling) = features.pooling.filter(|&pooling| pooling != card.pooling) {
+        return differs("--pooling", format!("{pooling:?}"), format!("{:?}", card.pooling));
+    }
+    if features.missing_indicator && !card.missing_indicator {
+        return differs("--missing-indicator", "true".to_owned(), "none".to_owned());
+    }
+    if let Some(range) = features.max_ind_range.filter(|&n| Some(n) != card.max_ind_range) {
+        let expected = card.max_ind_range.map_or("none".to_owned(), |range| range.to_string());
+        return differs("--max-ind-range", range.to_string(), expected);
+    }
+    let transform = card.dense_transform.kind();
+    if let Some(asked) = features.dense_transform.filter(|&asked| asked != transform) {
+        return differs("--dense-transform", asked.to_string(), transform.to_string());
+    }
+    if let Some(text) = &arch.arch_embedding_size {
+        let rows = parse_rows(text, card.tables().len())?;
+        if let Some(expected) = card.embedding_rows.as_ref().filter(|expected| **expected != rows) {
+            let expected = expected.iter().map(u64::to_string).collect::<Vec<_>>().join("-");
+            return differs("--arch-embedding-size", text.clone(), expected);
+        }
+    }
+    match args.seed.filter(|&seed| seed != card.seed) {
+        Some(seed) => differs("--seed", seed.to_string(), card.seed.to_string()),
+        None => Ok(()),
     }
 }
 
@@ -271,7 +390,7 @@ pub(crate) fn settle_features(
         dense_columns: features.dense_columns.clone(),
         missing_indicator: features.missing_indicator,
         max_ind_range: features.max_ind_range,
-        weights: features.pooling == Pooling::Weighted,
+        weights: features.pooling == Some(Pooling::Weighted),
         ..ReadOptions::new(batch_rows)
     };
     if let Source::Cache { path } = source {
@@ -306,47 +425,58 @@ fn new_card(args: &TrainArgs) -> Result<Card> {
         None => table_rows,
     };
     let embedding_rows = embedding_rows(args, known, &architecture, tables)?;
+    let pooling = args.features.pooling.unwrap_or_default();
     Ok(Card {
-        format: format_of(args.features.pooling),
+        format: format_of(pooling),
         architecture,
         columns,
         dense_transform: read.dense_transform,
         missing_indicator: read.missing_indicator,
         max_ind_range: read.max_ind_range,
-        pooling: args.features.pooling,
+        pooling,
         embedding_rows,
         dense_optimizer: dense_optimizer(&args.optimizer),
-        seed: args.seed,
+        seed: args.seed.unwrap_or(SEED),
         steps: 0,
+        interrupted: None,
     })
 }
 
 fn architecture(args: &ArchArgs, features: usize) -> Result<Architecture> {
-    let widths = |text: &str, flag: &str| {
-        dlrm::parse_widths(text).map_err(|error| Error::Input(format!("{flag} {text}: {error}")))
-    };
-    let interaction = match (args.arch_interaction_op, args.arch_interaction_itself) {
-        (InteractionOp::Dot, false) => Interaction::Dot,
-        (InteractionOp::Dot, true) => Interaction::DotWithItself,
-        (InteractionOp::Cat, false) => Interaction::Cat,
-        (InteractionOp::Cat, true) => {
-            let message = "--arch-interaction-itself goes with --arch-interaction-op dot";
-            return Err(Error::Input(message.into()));
-        }
-    };
+    let (bottom, top) = (args.arch_mlp_bot.as_deref(), args.arch_mlp_top.as_deref());
     let architecture = Architecture {
-        sparse_feature_size: args.arch_sparse_feature_size,
+        sparse_feature_size: args.arch_sparse_feature_size.unwrap_or(SPARSE_FEATURE_SIZE),
         features,
-        mlp_bottom: widths(&args.arch_mlp_bot, "--arch-mlp-bot")?,
-        mlp_top: widths(&args.arch_mlp_top, "--arch-mlp-top")?,
-        interaction,
-        loss: match args.loss_function {
-            LossFunction::Bce => Loss::Bce,
-            LossFunction::Mse => Loss::Mse,
-        },
+        mlp_bottom: widths(bottom.unwrap_or(MLP_BOTTOM), "--arch-mlp-bot")?,
+        mlp_top: widths(top.unwrap_or(MLP_TOP), "--arch-mlp-top")?,
+        interaction: interaction(args)?,
+        loss: args.loss_function.map_or(Loss::Bce, loss),
     };
     architecture.validate()?;
     Ok(architecture)
+}
+
+fn widths(text: &str, flag: &str) -> Result<Vec<usize>> {
+    dlrm::parse_widths(text).map_err(|error| Error::Input(format!("{flag} {text}: {error}")))
+}
+
+fn interaction(args: &ArchArgs) -> Result<Interaction> {
+    match (args.arch_interaction_op, args.arch_interaction_itself) {
+        (None | Some(InteractionOp::Dot), false) => Ok(Interaction::Dot),
+        (None | Some(InteractionOp::Dot), true) => Ok(Interaction::DotWithItself),
+        (Some(InteractionOp::Cat), false) => Ok(Interaction::Cat),
+        (Some(InteractionOp::Cat), true) => {
+            let message = "--arch-interaction-itself goes with --arch-interaction-op dot";
+            Err(Error::Input(message.into()))
+        }
+    }
+}
+
+fn loss(name: LossFunction) -> Loss {
+    match name {
+        LossFunction::Bce => Loss::Bce,
+        LossFunction::Mse => Loss::Mse,
+    }
 }
 
 /// Rows of each table: as given, as the weights to start from have them, or as the data tells.
@@ -374,9 +504,9 @@ fn dense_optimizer(args: &OptimizerArgs) -> DenseOptimizer {
         (Some(DenseOptimizerName::Sgd), _) => DenseOptimizer::Sgd,
         (Some(DenseOptimizerName::Adagrad), _) => adagrad,
         (Some(DenseOptimizerName::Adam), _) => adam,
-        (None, OptimizerName::Sgd | OptimizerName::Rwsadagrad) => DenseOptimizer::Sgd,
-        (None, OptimizerName::Adagrad) => adagrad,
-        (None, OptimizerName::Adam) => adam,
+        (None, None | Some(OptimizerName::Sgd | OptimizerName::Rwsadagrad)) => DenseOptimizer::Sgd,
+        (None, Some(OptimizerName::Adagrad)) => adagrad,
+        (None, Some(OptimizerName::Adam)) => adam,
     }
 }
 
@@ -417,12 +547,14 @@ fn initializer(asked: Option<&str>, rows: Option<u64>) -> Result<Initializer> {
 
 fn create_tables(args: &TrainArgs, card: &Card, session: &dyn Session) -> Result<Vec<TableId>> {
     if args.load_model.is_some() {
-        return find_tables(card, session);
+        let tables = find_tables(card, session)?;
+        check_same_tables(args, card, &tables, session)?;
+        return Ok(tables);
     }
     let dim = u32::try_from(card.architecture.sparse_feature_size).unwrap_or(u32::MAX);
     let create = |(t, name): (usize, &String)| {
         let rows = card.embedding_rows.as_ref().map(|rows| rows[t]);
-        let optimizer = table_optimizer(args.optimizer.optimizer);
+        let optimizer = args.optimizer.optimizer.map_or(Optimizer::Sgd, table_optimizer);
         let initializer = initializer(args.arch.embedding_init.as_deref(), rows)?;
         let spec = TableSpec {
             admission: args.admit_after.map_or(Admission::FirstSight, Admission::AfterSights),
@@ -432,6 +564,38 @@ fn create_tables(args: &TrainArgs, card: &Card, session: &dyn Session) -> Result
         session.create_table(&spec).map_err(Error::session(format!("create table {name}")))
     };
     card.tables().iter().enumerate().map(create).collect()
+}
+
+/// What flags say of a saved model's tables must be what they are at the server.
+fn check_same_tables(
+    args: &TrainArgs,
+    card: &Card,
+    tables: &[TableId],
+    session: &dyn Session,
+) -> Result<()> {
+    let there = session.tables().map_err(Error::session("list tables"))?;
+    for (t, id) in tables.iter().enumerate() {
+        let Some((_, spec)) = there.iter().find(|(other, _)| other == id) else { continue };
+        let differs = |flag: &str, found: String, expected: String| {
+            let name = &spec.name;
+            Err(Error::Input(format!(
+                "{flag} {found}: table {name} has {expected} at the parameter server; give no such \
+                 flag, or that"
+            )))
+        };
+        if let Some(name) = args.optimizer.optimizer
+            && table_optimizer(name) != spec.optimizer
+        {
+            return differs("--optimizer", format!("{name:?}"), format!("{:?}", spec.optimizer));
+        }
+        let rows = card.embedding_rows.as_ref().map(|rows| rows[t]);
+        if let Some(text) = &args.arch.embedding_init
+            && initializer(Some(text), rows)? != spec.initializer
+        {
+            return differs("--embedding-init", text.clone(), format!("{:?}", spec.initializer));
+        }
+    }
+    Ok(())
 }
 
 fn read_options(card: &Card, data: &DataArgs, batch_rows: usize) -> ReadOptions {

@@ -14,7 +14,7 @@ use dlrm::{FeatureRows, LearningRate, Network, PulledInput};
 use table::{Counters, Step, TableId};
 use wire::{Pulled, Session};
 
-use crate::card::Card;
+use crate::card::{Card, Interrupted, Reached};
 use crate::cli::{Pooling, TrainArgs};
 use crate::curves::{LossCurve, write_curves};
 use crate::evaluate::evaluate;
@@ -47,8 +47,11 @@ pub fn train_command(
         Some(folder) => Some(EventFile::create(folder, args.print_freq, counters(session)?)?),
         None => None,
     };
-    train(&mut training, args, session, stop, &mut report, &mut curve, events.as_mut())?;
+    let reached =
+        train(&mut training, args, session, stop, &mut report, &mut curve, events.as_mut())?;
     training.card.steps += report.steps;
+    let order = training.order.clone();
+    training.card.interrupted = report.interrupted.then_some(Interrupted { order, after: reached });
     report.set_store(session.status().map_err(Error::session("ask for status"))?);
     if let (Some((source, options)), false) = (&training.evaluation, report.interrupted) {
         report.quality = Some(match report.tests.last() {
@@ -97,6 +100,7 @@ fn f64_max(best: Option<f64>, auc: f64) -> Option<f64> {
     Some(best.map_or(auc, |best| best.max(auc)))
 }
 
+/// Trains to the end of the data or until it is stopped, and tells behind which batch that was.
 fn train(
     training: &mut Training,
     args: &TrainArgs,
@@ -105,9 +109,13 @@ fn train(
     report: &mut Report,
     curve: &mut LossCurve,
     events: Option<&mut EventFile>,
-) -> Result<()> {
-    let course =
-        Course { tables: &training.tables, epochs: args.nepochs, lookahead: args.lookahead };
+) -> Result<Reached> {
+    let course = Course {
+        tables: &training.tables,
+        epochs: args.nepochs,
+        after: training.after,
+        lookahead: args.lookahead,
+    };
     let (source, read, seed) = (&training.source, &training.read, training.card.seed);
     let (window_rows, epochs) = (args.shuffle_window, args.nepochs);
     let tally = Tally::default();
@@ -127,6 +135,8 @@ fn train(
             card: &training.card,
         }),
         print_freq: args.print_freq,
+        batches_known: args.data.num_batches,
+        reached: training.after,
         test_time: Duration::ZERO,
         started: Instant::now(),
         rates: training.rates,
@@ -155,13 +165,14 @@ fn train(
         }
         outcome
     });
+    let reached = steps.reached;
     report.train_s = steps.train_time().as_secs_f64();
     report.samples_per_s = report.samples as f64 / report.train_s;
     report.stage_s = tally.stage_ns.load(Ordering::Relaxed) as f64 * 1e-9;
     report.rows_skipped = tally.rows_skipped.load(Ordering::Relaxed);
     report.interrupted = stop.load(Ordering::Relaxed);
     let taken_back = if on_device { places::take_back(session) } else { Ok(()) };
-    outcome.and(taken_back)
+    outcome.and(taken_back).map(|()| reached)
 }
 
 /// A pull of fewer floats is over before another thread has woken up for it.
@@ -195,6 +206,10 @@ struct Steps<'a> {
     late: VecDeque<Late>,
     tests: Option<Tests<'a>>,
     print_freq: Option<u64>,
+    /// Batches of an epoch, once they are known.
+    batches_known: Option<u64>,
+    /// The batch that the last step trained.
+    reached: Reached,
     /// Wall time of tests: no part of training.
     test_time: Duration,
     started: Instant,
@@ -223,9 +238,18 @@ impl Steps<'_> {
                 let _span = span!("wait for a staged step", self.report.steps);
                 staged.recv()
             };
-            let Ok(next) = next else { break };
+            let Ok(next) = next else {
+                self.end_epoch(&mut told, pusher, &mut progress)?;
+                break;
+            };
             let next = next?;
             self.report.wait_s += waiting.elapsed().as_secs_f64();
+            if next.at.epoch > self.reached.epoch
+                && self.end_epoch(&mut told, pusher, &mut progress)?
+            {
+                let _ = self.session.release(Step(next.step)); // nothing is to come of it
+                break;
+            }
             let stepped = if self.on_device {
                 self.step_on_device(&next)
             } else {
@@ -238,14 +262,10 @@ impl Steps<'_> {
             if let Some(trained) = stepped? {
                 self.tell(trained, &mut told, &mut progress)?;
             }
-            let step = next.step + 1;
+            self.reached = next.at;
             let _ = spare.try_send(next); // a full ring of buffers lets one go
-            if self.is_test_due(step) {
-                self.tell_late(&mut told, &mut progress)?;
-                if self.test(pusher, &progress)? {
-                    self.report.auc_reached = true;
-                    break;
-                }
+            if self.is_test_due() && self.test(&mut told, pusher, &mut progress)? {
+                break;
             }
         }
         self.tell_late(&mut told, &mut progress)?;
@@ -262,7 +282,7 @@ impl Steps<'_> {
 
     /// Tells whoever wants to know of a step's loss.
     fn tell(&mut self, trained: Trained, told: &mut Told, progress: &mut Progress) -> Result<()> {
-        let Trained { loss, rows } = trained;
+        let Trained { loss, rows, at } = trained;
         told.shown.add(loss);
         progress.advance(rows, || told.shown.describe(self.session));
         let trained = self.train_time();
@@ -270,15 +290,46 @@ impl Steps<'_> {
             let count = || counters(self.session);
             events.add(self.first_step + self.report.steps, rows, loss, trained, count)?;
         }
-        (told.print_loss, told.print_steps) =
-            (told.print_loss + f64::from(loss), told.print_steps + 1);
-        if self.print_freq == Some(told.print_steps) {
-            let (step, mean) =
-                (self.first_step + self.report.steps, told.print_loss / told.print_steps as f64);
-            progress.tell(&format!("step {step}: loss {mean:.6}"));
-            (told.print_loss, told.print_steps) = (0.0, 0);
+        told.printed.add(loss, rows, at);
+        if self.print_freq.is_some_and(|every| at.batch.is_multiple_of(every)) {
+            self.print(told, progress);
         }
         Ok(())
+    }
+
+    /// Tells of the steps since the last such line, in facebookresearch/dlrm's words.
+    fn print(&self, told: &mut Told, progress: &Progress) {
+        let Printed { at: Reached { epoch, batch }, loss_sum, samples, steps, since } =
+            std::mem::take(&mut told.printed);
+        let trained = self.train_time();
+        told.printed.since = trained;
+        if steps == 0 || self.print_freq.is_none() {
+            return;
+        }
+        let ms = 1e3 * trained.saturating_sub(since).as_secs_f64() / steps as f64;
+        let of = self.batches_known.map_or(String::new(), |batches| format!("/{batches}"));
+        let loss = loss_sum / samples as f64;
+        progress.tell(&format!(
+            "Finished training it {batch}{of} of epoch {epoch}, {ms:.2} ms/it, loss {loss:.6}"
+        ));
+    }
+
+    /// At the end of an epoch: what is left to tell, and a test. True where its AUC ends the
+    /// training.
+    fn end_epoch(
+        &mut self,
+        told: &mut Told,
+        pusher: &mut Pusher,
+        progress: &mut Progress,
+    ) -> Result<bool> {
+        self.tell_late(told, progress)?;
+        self.batches_known = Some(self.reached.batch);
+        self.print(told, progress);
+        let tested = self.report.tests.last().is_some_and(|test| test.step == self.report.steps);
+        if self.tests.is_none() || tested || self.report.steps == 0 {
+            return Ok(false);
+        }
+        self.test(told, pusher, progress)
     }
 
     /// Waits for the losses that the device has yet to tell, and tells them.
@@ -294,13 +345,20 @@ impl Steps<'_> {
         self.started.elapsed().saturating_sub(self.test_time)
     }
 
-    /// Whether a test comes after so many steps.
-    fn is_test_due(&self, steps: u64) -> bool {
-        self.tests.as_ref().is_some_and(|tests| steps.is_multiple_of(tests.every))
+    /// Whether a test comes after the step at hand.
+    fn is_test_due(&self) -> bool {
+        self.tests.as_ref().is_some_and(|tests| self.reached.batch.is_multiple_of(tests.every))
     }
 
-    /// Evaluates, and tells whether the AUC to stop at is reached. The steps that are staged wait.
-    fn test(&mut self, pusher: &mut Pusher, progress: &Progress) -> Result<bool> {
+    /// Evaluates, and tells whether the AUC to stop at is passed. The steps that are staged wait.
+    fn test(
+        &mut self,
+        told: &mut Told,
+        pusher: &mut Pusher,
+        progress: &mut Progress,
+    ) -> Result<bool> {
+        self.tell_late(told, progress)?;
+        self.print(told, progress);
         let Some(tests) = &self.tests else { return Ok(false) };
         let step = self.report.steps;
         let _span = span!("test", step - 1);
@@ -323,10 +381,12 @@ impl Steps<'_> {
         }
         self.report.tests.push(Test { step, train_s, quality });
         self.test_time += testing.elapsed();
-        let auc = quality.auc.map_or("undefined".to_owned(), |auc| format!("{auc:.5}"));
-        let logloss = quality.logloss;
-        progress.tell(&format!("step {step}: test AUC {auc}, logloss {logloss:.5}"));
-        Ok(quality.auc.zip(tests.auc_threshold).is_some_and(|(auc, least)| auc >= least))
+        let Reached { epoch, batch } = self.reached;
+        let of = self.batches_known.map_or(String::new(), |batches| format!("/{batches}"));
+        progress.tell(&format!("Testing at - {batch}{of} of epoch {epoch}, {quality}"));
+        let passed = quality.auc.zip(tests.auc_threshold).is_some_and(|(auc, most)| auc > most);
+        self.report.auc_reached |= passed;
+        Ok(passed)
     }
 
     /// One step: the pull sees the push before it; the push runs beside the dense update, and the
@@ -340,7 +400,7 @@ impl Steps<'_> {
             Some(rows) => self.pull_beside(staged, rows, pusher)?,
             None => self.pull(Step(step), floats, pusher)?,
         };
-        self.report.count_pull(staged.epoch, pulled.stalled > Duration::ZERO);
+        self.report.count_pull(staged.at.epoch, pulled.stalled > Duration::ZERO);
 
         let computing = Instant::now();
         let features = feature_rows(staged, self.pooling);
@@ -355,7 +415,8 @@ impl Steps<'_> {
             self.model.forward_backward(&input, gradients)?
         };
         let schedule = self.first_step + step;
-        let late = Late { step: schedule, rows: staged.batch.labels.len() as u64 };
+        let rows = staged.batch.labels.len() as u64;
+        let late = Late { step: schedule, rows, at: staged.at };
         let trained = self.trained(late, loss)?;
         pusher.push(Step(step), self.rates.tables.at(schedule));
         {
@@ -383,7 +444,7 @@ impl Steps<'_> {
             pulled.map_err(|error| Error::session(format!("pull step {step}"))(error))?
         };
         self.report.pull_s += pulling.elapsed().as_secs_f64();
-        self.report.count_pull(staged.epoch, pulled.stalled > Duration::ZERO);
+        self.report.count_pull(staged.at.epoch, pulled.stalled > Duration::ZERO);
 
         let computing = Instant::now();
         let input = PulledInput {
@@ -403,7 +464,8 @@ impl Steps<'_> {
             pushed.map_err(|error| Error::session(format!("push step {step}"))(error))?;
         }
         self.model.apply_dense(self.rates.dense.at(schedule))?;
-        self.late.push_back(Late { step: schedule, rows: staged.batch.labels.len() as u64 });
+        let rows = staged.batch.labels.len() as u64;
+        self.late.push_back(Late { step: schedule, rows, at: staged.at });
         let trained = if self.late.len() > 1 {
             let _span = span!("wait for the loss before", step);
             self.late_loss()?
@@ -434,7 +496,7 @@ impl Steps<'_> {
 
     /// Takes note of a step, whose loss is known.
     fn trained(&mut self, late: Late, loss: f32) -> Result<Trained> {
-        let Late { step, rows } = late;
+        let Late { step, rows, at } = late;
         if !loss.is_finite() {
             return Err(Error::Diverged { step, loss });
         }
@@ -444,7 +506,7 @@ impl Steps<'_> {
         if let Some(losses) = &mut self.report.losses {
             losses.push(loss);
         }
-        Ok(Trained { loss, rows })
+        Ok(Trained { loss, rows, at })
     }
 
     /// Pulls a step's rows to where the network wants them, after the push under way.
@@ -495,6 +557,7 @@ impl Steps<'_> {
 struct Late {
     step: u64,
     rows: u64,
+    at: Reached,
 }
 
 /// A step whose loss is known.
@@ -502,14 +565,34 @@ struct Late {
 struct Trained {
     loss: f32,
     rows: u64,
+    at: Reached,
 }
 
 /// What was told of losses so far.
 #[derive(Default)]
 struct Told {
     shown: Shown,
-    print_loss: f64,
-    print_steps: u64,
+    printed: Printed,
+}
+
+/// Of the steps since a line of `--print-freq`.
+#[derive(Default)]
+struct Printed {
+    /// The last of them.
+    at: Reached,
+    /// Over their samples.
+    loss_sum: f64,
+    samples: u64,
+    steps: u64,
+    /// How long had been trained before.
+    since: Duration,
+}
+
+impl Printed {
+    fn add(&mut self, loss: f32, samples: u64, at: Reached) {
+        self.loss_sum += f64::from(loss) * samples as f64;
+        (self.samples, self.steps, self.at) = (self.samples + samples, self.steps + 1, at);
+    }
 }
 
 /// Each feature's places in the unique rows, and how they are pooled.
