@@ -19,6 +19,8 @@ mod generated;
 mod gpu_cache;
 #[path = "integration/killed.rs"]
 mod killed;
+#[path = "integration/plain_loop.rs"]
+mod plain_loop;
 #[path = "integration/predict.rs"]
 mod predict;
 #[path = "integration/pytorch.rs"]
@@ -35,3 +37,5 @@ mod tensorboard;
 mod trace;
 #[path = "integration/two_processes.rs"]
 mod two_processes;
+#[path = "integration/weighted.rs"]
+mod weighted;
