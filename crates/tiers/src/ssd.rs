@@ -259,11 +259,22 @@ impl Ssd {
         self.db.property_int_value_cf(rows, "rocksdb.live-sst-files-size").unwrap().unwrap()
     }
 
-    /// Blocks of rows that were not in the cache, since the open.
+    /// Blocks that were not in the cache and so were read, since the open: of rows, and of filters
+    /// and indexes.
     #[cfg(test)]
     #[cfg(not(feature = "shuttle"))]
-    pub(crate) fn data_blocks_read(&self) -> u64 {
-        self.options.get_ticker_count(Ticker::BlockCacheDataMiss)
+    pub(crate) fn blocks_read(&self) -> [u64; 2] {
+        let missed = |ticker| self.options.get_ticker_count(ticker);
+        let beside = [Ticker::BlockCacheFilterMiss, Ticker::BlockCacheIndexMiss].map(missed);
+        [missed(Ticker::BlockCacheDataMiss), beside.into_iter().sum()]
+    }
+
+    /// Bytes that the cache of blocks may take.
+    #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        let rows = self.family(ROWS).unwrap();
+        self.db.property_int_value_cf(rows, "rocksdb.block-cache-capacity").unwrap().unwrap()
     }
 
     /// A record of the store's own.

@@ -204,12 +204,36 @@ fn a_batch_that_fits_alone_is_staged_however_its_rows_are_spread() {
     assert_eq!(scratch.store().status().tables[0].rows, 10_000);
 }
 
+/// Bytes that the mappings of this process of `bytes_min` or more have, and those of them in RAM.
+fn mapped_and_resident(bytes_min: u64) -> (u64, u64) {
+    let (mut mapped, mut resident, mut large) = (0, 0, false);
+    for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+        let mut words = line.split_whitespace();
+        let (name, kib) = (words.next(), words.next().and_then(|word| word.parse::<u64>().ok()));
+        match (name, kib) {
+            (Some("Size:"), Some(kib)) => {
+                large = kib << 10 >= bytes_min;
+                mapped += if large { kib << 10 } else { 0 };
+            }
+            (Some("Rss:"), Some(kib)) if large => resident += kib << 10,
+            (_, _) => {}
+        }
+    }
+    (mapped, resident)
+}
+
 #[test]
 fn memory_is_only_touched_when_rows_come() {
-    let scratch = Scratch::new(64 << 30); // more than this test could touch
+    const BUDGET: u64 = 64 << 30;
+    let scratch = Scratch::new(BUDGET);
     let table = scratch.create_table(&spec("t", 16, Optimizer::Sgd)).unwrap();
     step(scratch.store(), &batch(table, 0..1000), 1.0);
-    assert!(scratch.store().status().tables[0].host.rows == 1000);
+    assert_eq!(scratch.store().status().tables[0].host.rows, 1000);
+    // mappings that no other test has, and what the system may have put beside them as one
+    let (mapped, resident) = mapped_and_resident(BUDGET);
+    assert!(mapped >= BUDGET, "the rows' addresses were not found: {mapped} bytes");
+    // a row touches a huge page for its floats and one for its bucket, at most
+    assert!(resident <= 1000 * (4 << 20), "{resident} of {mapped} bytes were touched");
 }
 
 #[test]
