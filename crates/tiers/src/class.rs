@@ -18,8 +18,8 @@ const SLACK_BYTES: u64 = 1 << 30;
 pub(crate) struct Class {
     pub(crate) number: u32,
     pub(crate) arena: Arc<Arena>,
-    /// Guard: which rows are in the section's part of the arena, and where. Each is taken once a
-    /// batch, one at a time.
+    /// Guard: which rows are in the section's part of the arena, and where. One is taken at a time:
+    /// by a probe once a batch, and more often by what makes room for misses and brings them in.
     pub(crate) sections: Vec<Mutex<Section>>,
     hash_bits: u32,
     slots_max: u64, // of a section

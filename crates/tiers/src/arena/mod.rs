@@ -4,7 +4,8 @@
 //! Address space is reserved once, memory comes when rows do. It does not know which rows are
 //! there; `section` does.
 //!
-//! The unsafe code of this crate is here and nowhere else. What it rests on:
+//! The unsafe code over rows in host RAM is here and nowhere else; `device` has that over addresses
+//! which go to a device. What it rests on:
 //! - a row number is below [`Arena::rows`], checked on every way in, so that every address lies in
 //!   the mapping;
 //! - the floats of a row that the index names are read under its table's [`RowsLock`] shared, and
