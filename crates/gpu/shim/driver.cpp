@@ -11,9 +11,11 @@
 // none for a shape; REFUSE_LATE, an epilogue's number or `all`: products with it are planned, and
 // refused at their run; FAIL_AFTER_LAUNCHES, a number: launches after so many are refused, and so
 // is all that waits; PRETENDED_DEVICES, a number: so many that share one memory, instead of one;
+// HANG_IN, a kernel's name: it never ends, nor does an orderly end of the program then;
 // IGNORE_WAITS: streams wait for no events, as if a program had forgotten to have them wait;
-// DEVICE_UUID, a number: another device than that of programs without it; NO_IPC: a device whose
-// memory and events other processes can't have (processes.h).
+// CUBLASLT_VERSION and NVRTC_MAJOR, numbers: libraries of these versions; DEVICE_UUID, a number:
+// another device than that of programs without it; NO_IPC: a device whose memory and events other
+// processes can't have (processes.h).
 #include "kernels.h"
 
 #include "collective.h"
@@ -189,6 +191,17 @@ std::function<void()> check_of_rows(const std::string& kernel, void** values) {
 
 void check_handle(const char* call, const std::set<void*>& handles, void* handle) {
     if (!handles.count(handle)) refuse(call, "a handle that is not, or no longer, one");
+}
+
+// A kernel that never ends; and so, as it may be with CUDA, does nothing that waits for it, what
+// libraries do at a program's orderly end among it.
+std::atomic<bool> hangs{false};
+[[noreturn]] void hang() {
+    hangs = true;
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+__attribute__((destructor)) void end_in_order() {
+    if (hangs) hang();
 }
 
 constexpr const char* CODE = "\x7f" "ELF, pretended";
@@ -387,12 +400,25 @@ int cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
     check_context("cuMemcpyHtoD");
     pretended::all.none_recorded("cuMemcpyHtoD");
     if (bytes > 0) check_memory("cuMemcpyHtoD", to, bytes);
-    return std::memcpy((void*)(uintptr_t)to, from, bytes), SUCCESS;
+    // CUDA returns when it has taken pageable memory; the copy may come later
+    const auto* first = static_cast<const unsigned char*>(from);
+    const Guard guard(pretended::all.lock);
+    pretended::Stream& unasked = pretended::all.unasked;
+    unasked.queue.push_back([to, taken = std::vector<unsigned char>(first, first + bytes)] {
+        std::memcpy((void*)(uintptr_t)to, taken.data(), taken.size());
+    });
+    unasked.queued++;
+    return SUCCESS;
 }
 int cuMemcpyDtoH_v2(void* to, Address from, size_t bytes) {
     check_context("cuMemcpyDtoH");
     pretended::all.none_recorded("cuMemcpyDtoH");
     if (bytes > 0) check_memory("cuMemcpyDtoH", from, bytes);
+    const Guard guard(pretended::all.lock);
+    // copies that no stream was named for have one order
+    pretended::Stream& unasked = pretended::all.unasked;
+    const int answer = pretended::all.run_until(unasked, unasked.queued);
+    if (answer != SUCCESS) return answer;
     return std::memcpy(to, (const void*)(uintptr_t)from, bytes), SUCCESS;
 }
 int cuMemcpyAsync(Address to, Address from, size_t bytes, void* stream) {
@@ -449,6 +475,8 @@ int cuLaunchKernel(
     const auto run = cuda_on_cpu::bound_by_name(name, grid, threads, shared_bytes, values);
     pretended::all.add("cuLaunchKernel", stream, [check, run, name] {
         check(); // work is run under the lock: the shim has one block
+        const char* endless = std::getenv("HANG_IN");
+        if (endless != nullptr && name == endless) hang();
         run();
         const char* wrong = std::getenv("FLIP_A_BIT_OF");
         static bool flipped = false;
@@ -464,7 +492,11 @@ int cuLaunchKernel(
 
 // the run-time compiler
 
-int nvrtcVersion(int* major, int* minor) { return *major = 13, *minor = 0, 0; }
+// Of a minor version that no other compiler has: code that was kept is this one's alone.
+int nvrtcVersion(int* major, int* minor) {
+    const char* version = std::getenv("NVRTC_MAJOR");
+    return *major = version == nullptr ? 13 : std::atoi(version), *minor = 999, 0;
+}
 int nvrtcCreateProgram(
     void** program, const char* source, const char*, int, const char* const*, const char* const*) {
     return *program = new std::string(source), 0;

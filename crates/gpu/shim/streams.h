@@ -114,6 +114,9 @@ struct Streams {
     std::map<void*, std::shared_ptr<Stream>> streams;
     std::map<void*, std::shared_ptr<Event>> events;
     std::set<Graph*> graphs, executables;
+    // Copies from the program's own memory: they are taken from it at once and done late, beside
+    // all streams, for these are made so that they do not wait for it.
+    Stream unasked;
     unsigned recordings = 0;
     // of these, begun by this thread: streams are recorded in the mode that refuses calls to their
     // own thread alone
@@ -160,6 +163,7 @@ struct Streams {
     int run_all(const char* call) {
         const Guard guard(lock);
         if (recordings > 0) refuse(call, "while a stream is recorded");
+        run_until(unasked, unasked.queued);
         const auto now = streams; // others may come while one waits
         for (auto& [handle, stream] : now) run_until(*stream, stream->queued);
         return failed ? LAUNCH_FAILED : 0;
@@ -209,6 +213,7 @@ struct Streams {
     }
     bool idle() {
         if (failed) return true; // nothing of it will be done
+        if (!unasked.queue.empty()) return false;
         for (auto& [handle, stream] : streams) {
             if (!stream->queue.empty() || stream->running > 0) return false;
         }

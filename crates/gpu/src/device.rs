@@ -2,7 +2,9 @@
 //! It holds no memory and knows no kernel.
 #![allow(unsafe_code)]
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::{result, sys};
 
@@ -29,7 +31,8 @@ impl Device {
         // SAFETY: `device` comes from the driver just above.
         let raw = unsafe { result::primary_ctx::retain(device) };
         let raw = said_no_device("cuDevicePrimaryCtxRetain", raw)?;
-        let context = Arc::new(Context { device, raw });
+        let recording = Recording::of(device);
+        let context = Arc::new(Context { device, raw, recording });
         Ok(Self { context, description })
     }
 
@@ -43,6 +46,11 @@ impl Device {
         self.context.enter()?;
         let (free, _) = said("cuMemGetInfo", result::mem_get_info())?;
         Ok(free as u64)
+    }
+
+    /// Waits for all work that this process has ordered, and says whether any of it failed.
+    pub fn finish(&self) -> Result<()> {
+        self.context.settle()
     }
 
     /// A new stream: work in it runs in order, beside the work of other streams.
@@ -67,6 +75,7 @@ impl Device {
 pub(crate) struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
+    pub(crate) recording: Arc<Recording>,
 }
 
 // SAFETY: the driver's context handles may be used from any thread, each of which enters first.
@@ -94,6 +103,7 @@ impl Context {
 
     /// Waits for all work of the device that this process has ordered.
     pub(crate) fn settle(&self) -> Result<()> {
+        let _turn = self.recording.no_other();
         self.enter()?;
         said("cuCtxSynchronize", result::ctx::synchronize())
     }
@@ -103,6 +113,57 @@ impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: retained once, released once; what lives in it holds it, so nothing is left.
         let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Whether a stream of a device is recorded. Whoever waits for the whole device meanwhile, on
+/// whichever thread, is refused, and spoils the recording: so they take turns. A wait for a stream
+/// or an event is no such wait.
+#[derive(Debug, Default)]
+pub(crate) struct Recording {
+    /// Guards: exclusively, a recording; shared, a wait for the whole device. Taken after all
+    /// other locks, none of which is taken while it is held.
+    turn: RwLock<()>,
+    /// Guards: who records. Held for moments.
+    by: Mutex<Option<ThreadId>>,
+}
+
+/// A recording's turn.
+#[derive(Debug)]
+pub(crate) struct RecordingTurn<'a> {
+    recording: &'a Recording,
+    _turn: RwLockWriteGuard<'a, ()>,
+}
+
+impl Recording {
+    /// That of a device: of the process, as the context that it is about is, however often the
+    /// device was opened.
+    fn of(device: sys::CUdevice) -> Arc<Self> {
+        static OF_DEVICES: Mutex<BTreeMap<sys::CUdevice, Arc<Recording>>> =
+            Mutex::new(BTreeMap::new());
+        let mut all = OF_DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(all.entry(device).or_default())
+    }
+
+    /// Begins one when no other is under way and nobody waits for the whole device.
+    pub(crate) fn begin(&self) -> RecordingTurn<'_> {
+        let turn = self.turn.write().unwrap_or_else(PoisonError::into_inner);
+        *self.by.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
+        RecordingTurn { recording: self, _turn: turn }
+    }
+
+    /// Waits until no other thread records, and holds it so. The thread that records would wait for
+    /// itself: the driver tells it what is wrong.
+    fn no_other(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let by = *self.by.lock().unwrap_or_else(PoisonError::into_inner);
+        (by != Some(thread::current().id()))
+            .then(|| self.turn.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for RecordingTurn<'_> {
+    fn drop(&mut self) {
+        *self.recording.by.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

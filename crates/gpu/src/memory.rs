@@ -151,7 +151,9 @@ impl Buffer {
             Kind::Device | Kind::Opened | Kind::Lent => {
                 let at = self.address() + offset;
                 // SAFETY: the bytes lie within the block, which `self` keeps.
-                said("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(at, bytes) })
+                said("cuMemcpyHtoD", unsafe { result::memcpy_htod_sync(at, bytes) })?;
+                // it returns when the values are taken: no stream waits for their way from there
+                self.block.context.settle()
             }
             Kind::Pinned { host } => {
                 let at = (self.offset + offset) as usize;
