@@ -69,8 +69,9 @@ impl Shape {
                     *x = if rectify && sum < 0.0 { 0.0 } else { sum };
                 }
             }
+            let before = before.clone();
             let arguments = vec![
-                buffer(&before, &after),
+                Argument::Floats { tolerance: 0.0, before, after }, // but for what is no number
                 same(&bias),
                 Argument::U32(width as u32),
                 Argument::U64(rows as u64),

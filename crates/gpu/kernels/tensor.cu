@@ -19,7 +19,8 @@ typedef unsigned long long u64;
 #define BETWEEN 4u
 
 #ifndef SHARED_BY_LAUNCH
-#define SHARED_BY_LAUNCH(name) extern __shared__ float name[]
+// Aligned for the vectors of four floats in which slopes are read.
+#define SHARED_BY_LAUNCH(name) extern __shared__ __align__(16) float name[]
 #endif
 
 // What the shim has of its own: roundings, and a tile of 16 x 8 sums to which products of a left

@@ -253,17 +253,24 @@ T atomicMin(T* place, T value) {
     return before;
 }
 
+// What a device's operation brings that is no number: one and the same, whatever went in.
+inline float canonical(float x) {
+    const unsigned bits = 0x7fffffffu;
+    if (x != x) std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 // Built with -ffp-contract=off, each is one correctly rounded operation.
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline float __fadd_rn(float a, float b) { return canonical(a + b); }
+inline float __fsub_rn(float a, float b) { return canonical(a - b); }
+inline float __fmul_rn(float a, float b) { return canonical(a * b); }
+inline float __fdiv_rn(float a, float b) { return canonical(a / b); }
+inline float __fsqrt_rn(float a) { return canonical(std::sqrt(a)); }
 inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
-inline float __double2float_rn(double a) { return (float)a; }
+inline float __double2float_rn(double a) { return canonical((float)a); }
 inline unsigned __float_as_uint(float a) {
     unsigned bits;
     std::memcpy(&bits, &a, sizeof bits);

@@ -150,9 +150,11 @@ impl Held<'_> {
     }
 }
 
-/// Whether a float may stand where another is expected; what is no number may not.
+/// Whether a float may stand where another is expected. What is no number may stand where that is
+/// expected, whichever of the many it is, and nowhere else.
 fn near(found: f64, expected: f64, tolerance: f32) -> bool {
-    (found - expected).abs() <= f64::from(tolerance) * (1.0 + expected.abs())
+    (found.is_nan() && expected.is_nan())
+        || (found - expected).abs() <= f64::from(tolerance) * (1.0 + expected.abs())
 }
 
 fn hex(byte: u8) -> String {
@@ -164,10 +166,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_number_is_near_to_nothing() {
+    fn what_is_no_number_is_near_to_nothing_else() {
         assert!(near(1.0, 1.00001, 1e-5));
         assert!(!near(1.0, 1.0001, 1e-5));
-        assert!(!near(f64::NAN, f64::NAN, 1e-5));
+        assert!(near(-f64::NAN, f64::NAN, 0.0));
+        assert!(!near(f64::NAN, 1.0, 1e-5));
+        assert!(!near(1.0, f64::NAN, 1e-5));
         assert!(!near(f64::INFINITY, 1.0, 1e-5));
     }
 }

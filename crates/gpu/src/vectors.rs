@@ -9,7 +9,7 @@
 //! count, and for each row the u64 offset of its first byte, all ones for none; 4, like 2, but no
 //! argument: only rows lead there; 5, a buffer of floats: u64 length, f32 tolerance, the bytes
 //! before, the bytes after: x may come out where y is expected if |x - y| is at most the tolerance
-//! times 1 + |y|; 6, the same for doubles.
+//! times 1 + |y|, or neither is a number; 6, the same for doubles.
 
 use table::{Optimizer, mix};
 
@@ -34,7 +34,8 @@ pub enum Argument {
         /// Its bytes after the launch.
         after: Vec<u8>,
     },
-    /// The address of a buffer of floats, which need not come out to the bit.
+    /// The address of a buffer of floats, which need not come out to the bit: what is no number may
+    /// be any other, for processors and devices answer with different ones.
     Floats {
         /// How far they may be off: |x - y| is at most this times 1 + |y|.
         tolerance: f32,
