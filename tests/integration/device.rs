@@ -11,13 +11,14 @@ use testkit::PretendedCuda;
 use crate::binaries::{WORKER, data, json, losses, refuse, run_with, succeed, text};
 use crate::reference::{Case, Folder, KAGGLE, OPTIMIZERS, Run, TINY, assert_agrees};
 
-/// Runs the worker, which finds the pretended CUDA and must succeed.
-fn work(arguments: &[&str], variables: &[(&str, &str)]) {
-    let mut all = vec![("LD_LIBRARY_PATH", PretendedCuda::get().folder().as_os_str())];
+/// Runs the worker, which finds the pretended CUDA and must succeed; what it logged.
+fn work(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let mut all = PretendedCuda::get().variables().to_vec();
     all.extend(variables.iter().map(|(name, value)| (*name, OsStr::new(value))));
     let output = run_with(WORKER, arguments, &all);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {}\n{said}", arguments.join(" "), output.status);
+    said.into_owned()
 }
 
 /// Trains in a folder with further flags and variables: losses, weights, report.
@@ -111,6 +112,24 @@ fn recorded_steps_give_the_same_bits_and_so_does_the_next_run() {
 }
 
 #[test]
+fn what_the_library_of_products_refuses_is_told_once_and_kernels_are_kept() {
+    let at = Folder::new();
+    let ps = format!("embedded:{}", text(&at.path("ps")));
+    let (model, report) = (at.path("model.safetensors"), at.path("report.json"));
+    let run = Run { ps: &ps, host_ram: "64MiB", threads: "1", save_model: &model, report: &report };
+    let mut arguments = run.arguments(TINY, OPTIMIZERS[0]);
+    let code = at.path("code");
+    arguments.extend(["--device", "cuda", "--gpu-code-dir", text(&code)].map(str::to_owned));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let said = work(&arguments, &[("REFUSE_EPILOGUES", "1")]);
+    // the bias of each of four layers, and the ReLU's gradient of two with a layer behind them
+    let told = said.matches("the library of matrix products does not do it").count();
+    assert_eq!(told, 6, "{said}");
+    let kept = std::fs::read_dir(&code).expect("a folder").count();
+    assert_eq!(kept, 6, "the code of each source");
+}
+
+#[test]
 fn waits_that_are_forgotten_are_seen() {
     let at = Folder::new();
     let ps = format!("embedded:{}", text(&at.path("ps")));
@@ -119,10 +138,8 @@ fn waits_that_are_forgotten_are_seen() {
     let mut arguments = run.arguments(TINY, OPTIMIZERS[0]);
     arguments.extend(["--device", "cuda"].map(str::to_owned));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let variables = [
-        ("LD_LIBRARY_PATH", PretendedCuda::get().folder().as_os_str()),
-        ("IGNORE_WAITS", OsStr::new("1")),
-    ];
+    let mut variables = PretendedCuda::get().variables().to_vec();
+    variables.push(("IGNORE_WAITS", OsStr::new("1")));
     // what is computed from is not there yet: it crashes, diverges, or comes out wrong
     if run_with(WORKER, &arguments, &variables).status.success() {
         let right = train(&Folder::new(), TINY, OPTIMIZERS[0], &["--device", "cuda"], &[]).0;
@@ -191,8 +208,7 @@ fn a_device_that_is_not_there_is_refused_and_auto_goes_on() {
 
     let there = arguments("cuda:3");
     let there = there.each_ref().map(String::as_str);
-    let output =
-        run_with(WORKER, &there, &[("LD_LIBRARY_PATH", PretendedCuda::get().folder().as_os_str())]);
+    let output = run_with(WORKER, &there, &PretendedCuda::get().variables());
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("there is no device 3"), "{said}");

@@ -65,8 +65,10 @@ pub(crate) fn predictions(at: &Path, name: &str, ps: &str) -> Vec<u8> {
 
 /// A server that finds the pretended CUDA, with further variables.
 pub(crate) fn start(dir: &Path, flags: &[&str], variables: &[&str]) -> Server {
-    let libraries = format!("LD_LIBRARY_PATH={}", text(PretendedCuda::get().folder()));
-    let program = [&["env", &libraries][..], variables, &[SERVER]].concat();
+    let cuda = PretendedCuda::get().variables();
+    let [libraries, caches] =
+        cuda.map(|(name, folder)| format!("{name}={}", text(folder.as_ref())));
+    let program = [&["env", &libraries, &caches][..], variables, &[SERVER]].concat();
     Server::start_under(&program, dir, flags)
 }
 

@@ -121,6 +121,7 @@ impl From<gpu::Error> for Error {
 impl Error {
     /// Whether a device that is there failed at its work; all else is for whoever asked to change.
     pub fn is_device_failure(&self) -> bool {
-        matches!(self, Self::Device(error) if *error != gpu::Error::NoProducts)
+        use gpu::Error::{NoProducts, OldProducts};
+        matches!(self, Self::Device(error) if !matches!(error, NoProducts | OldProducts { .. }))
     }
 }

@@ -38,6 +38,7 @@ pub use device::{
     DeviceModel, DeviceOptions, NextPlace, ResidentBatch, ResidentInput, ResidentTable,
 };
 pub use error::{Error, Result};
+pub use gpu::usual_code_dir;
 pub use learning_rate::LearningRate;
 pub use model::{Model, TRACE_TARGET};
 pub use network::{Found, Network, Place, Precision, device_at};

@@ -1,6 +1,7 @@
 //! A model where it is computed: on the CPU or on a device. It only passes on what it is asked.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use gpu::Device;
@@ -40,12 +41,18 @@ enum Computed {
 pub struct Found {
     device: Option<Device>,
     about: String,
+    code_dir: Option<PathBuf>,
 }
 
 impl Found {
     /// The device's own place, if there is one.
     pub fn device(&self) -> Option<Place> {
         self.device.as_ref().map(|device| Place::Cuda(device.description().ordinal))
+    }
+
+    /// The same, with a folder that keeps the code that is compiled for the device.
+    pub fn with_code_dir(self, code_dir: Option<PathBuf>) -> Self {
+        Self { code_dir, ..self }
     }
 
     /// The device's name, or why there is none.
@@ -58,21 +65,19 @@ impl Found {
 /// asked for by name and something is missing, that is an error.
 pub fn device_at(place: Place) -> Result<Found> {
     match place {
-        Place::Cpu => Ok(Found { device: None, about: "as asked for".to_owned() }),
+        Place::Cpu => Ok(Found { device: None, about: "as asked for".to_owned(), code_dir: None }),
         Place::Cuda(ordinal) => {
             let device = Device::open(ordinal)?;
             if !gpu::has_compiler() {
                 return Err(Error::NoCode(gpu::NoCode::NoCompiler));
             }
-            if !gpu::has_products() {
-                return Err(Error::Device(gpu::Error::NoProducts));
-            }
+            gpu::check_products()?;
             let about = device.description().name.clone();
-            Ok(Found { device: Some(device), about })
+            Ok(Found { device: Some(device), about, code_dir: None })
         }
         Place::Auto => match device_at(Place::Cuda(0)) {
             Ok(found) => Ok(found),
-            Err(reason) => Ok(Found { device: None, about: reason.to_string() }),
+            Err(reason) => Ok(Found { device: None, about: reason.to_string(), code_dir: None }),
         },
     }
 }
@@ -89,7 +94,9 @@ impl Network {
         let model = match found.device {
             None => Computed::Host(Box::new(model)),
             Some(device) => {
-                Computed::Device(Box::new(DeviceModel::new(device, model, batch_max, options)?))
+                let code_dir = found.code_dir.as_deref();
+                let model = DeviceModel::new(device, model, batch_max, options, code_dir)?;
+                Computed::Device(Box::new(model))
             }
         };
         Ok(Self { model, rows: Vec::new() })

@@ -294,6 +294,7 @@ fn compile_only(cli: &Cli) -> Result<ExitCode> {
             let how = match from {
                 CodeSource::Compiled => "compiled",
                 CodeSource::Read => "was there",
+                CodeSource::NotKept(why) => return Err(why.into()),
             };
             let bytes = code.cubin.len();
             println!("{} for sm_{major}{minor}: {how}, {bytes} bytes", source.name);

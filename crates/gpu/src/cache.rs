@@ -5,6 +5,7 @@
 //! Machine code for one architecture does not depend on the driver, so that the driver is no part
 //! of the name; the compiler is, unless there is none: then any compiler's code will do.
 
+use std::env;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -25,12 +26,21 @@ pub struct CodeCache {
 }
 
 /// Where code came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CodeSource {
     /// It was compiled now, and written into the folder.
     Compiled,
+    /// It was compiled now, and could not be written there: the next start compiles it again.
+    NotKept(NoCode),
     /// It was read from the folder.
     Read,
+}
+
+/// The folder for code where none is named: among this user's caches; none where there are no such.
+pub fn usual_code_dir() -> Option<PathBuf> {
+    let set = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let caches = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    Some(caches?.join("embedding-ps/kernels"))
 }
 
 impl CodeCache {
@@ -51,8 +61,8 @@ impl CodeCache {
             return Ok((code, CodeSource::Read));
         }
         let code = compile(source, capability)?;
-        self.write(&stem, compiler, &code)?;
-        Ok((code, CodeSource::Compiled))
+        let kept = self.write(&stem, compiler, &code);
+        Ok((code, kept.map_or_else(CodeSource::NotKept, |()| CodeSource::Compiled)))
     }
 
     /// None for a file that is not there or not whole: either way it is compiled.

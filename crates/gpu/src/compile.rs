@@ -19,6 +19,10 @@ pub struct Code {
     pub log: String,
 }
 
+/// The oldest compiler that knows all devices and words that are asked of it. One that is older may
+/// lie where the loader looks first.
+const VERSION_MIN: (i32, i32) = (13, 0);
+
 /// Whether the compiler's library can be loaded here.
 pub fn has_compiler() -> bool {
     // SAFETY: it opens and closes the library, whose initialisers are meant to run in any process.
@@ -28,8 +32,10 @@ pub fn has_compiler() -> bool {
 /// Compiles a source for devices of that compute capability. Needs no device.
 pub fn compile(source: Source, capability: ComputeCapability) -> Result<Code, NoCode> {
     // Every call of the bindings panics without the library, so nothing goes past this line.
-    if !has_compiler() {
-        return Err(NoCode::NoCompiler);
+    match compiler_version() {
+        None => return Err(NoCode::NoCompiler),
+        Some(found) if found < VERSION_MIN => return Err(NoCode::OldCompiler { found }),
+        Some(_) => {}
     }
     let options = options(capability);
     let text = CString::new(source.text).expect("a source has no NUL");

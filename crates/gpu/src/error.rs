@@ -42,6 +42,12 @@ pub enum NoCode {
     /// The compiler's library is not on this machine, or can't be loaded.
     #[error("no CUDA run-time compiler found (libnvrtc.so)")]
     NoCompiler,
+    /// The compiler that the loader finds is older than what it is used for.
+    #[error("libnvrtc.so is of version {}.{}, expected 13.0 or later", .found.0, .found.1)]
+    OldCompiler {
+        /// Its version.
+        found: (i32, i32),
+    },
     /// The source is not what the compiler takes.
     #[error("{source_name} does not compile:\n{log}")]
     Refused {
@@ -133,6 +139,12 @@ pub enum Error {
     /// The library of matrix products is not on this machine, or can't be loaded.
     #[error("no library of matrix products found (libcublasLt.so)")]
     NoProducts,
+    /// The library that the loader finds is older than what it is used for.
+    #[error("libcublasLt.so is of version {found}, expected 13.0 or later")]
+    OldProducts {
+        /// Its version.
+        found: String,
+    },
     /// NCCL is not on this machine, or is not as it was expected.
     #[error("no NCCL found ({missing})")]
     NoCollective {

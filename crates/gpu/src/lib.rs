@@ -28,7 +28,7 @@ mod table_vectors;
 mod transfer;
 pub mod vectors;
 
-pub use cache::{CodeCache, CodeSource};
+pub use cache::{CodeCache, CodeSource, usual_code_dir};
 pub use collective::{Collective, Communicator, UniqueId, has_collective};
 pub use compile::{Code, compile, compiler_version, has_compiler};
 pub use dense::{BagTerms, Columns, DenseRule, Matrix, RowTerms};
@@ -42,7 +42,8 @@ pub use memory::{Buffer, BuffersHeld, Memory, Registered, pinned};
 pub use module::{Module, Threads, Value};
 pub use probe::{ComputeCapability, Description, probe};
 pub use products::{
-    Epilogue, Operation, Precision, Product, Products, Shape, has_products, mask_bytes,
+    Epilogue, Operation, Precision, Product, Products, Shape, check_products, has_products,
+    mask_bytes, products_version,
 };
 pub use replay::{Difference, RowsIn, replay};
 pub use slots::{Inserted, Mover, PartKeys, RowMoves, SlotKey, SlotTable};

@@ -107,9 +107,7 @@ impl Products {
     /// Loads the library.
     pub fn open(device: &Device) -> Result<Self> {
         // Every call of the bindings panics without the library, so nothing goes past this line.
-        if !has_products() {
-            return Err(Error::NoProducts);
-        }
+        check_products()?;
         device.context.enter()?;
         let handle = said("cublasLtCreate", result::create_handle())?;
         let context = Arc::clone(&device.context);
@@ -144,10 +142,37 @@ pub struct Product {
 // SAFETY: the library's handles may be used from any thread.
 unsafe impl Send for Product {}
 
-/// Whether the library can be loaded here.
+/// The oldest library that has all as it is called here: CUDA 13.0's, in the library's own way of
+/// counting. One that is older may lie where the loader looks first.
+const VERSION_MIN: usize = 130_000;
+
+/// Whether the library can be loaded here, and is new enough.
 pub fn has_products() -> bool {
-    // SAFETY: it opens and closes the library, whose initialisers are meant to run in any process.
-    unsafe { sys::is_culib_present() }
+    check_products().is_ok()
+}
+
+/// The same, with the reason.
+pub fn check_products() -> Result<()> {
+    match version() {
+        None => Err(Error::NoProducts),
+        Some(found) if found < VERSION_MIN => Err(Error::OldProducts { found: words_of(found) }),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The library's version in words, such as `13.0.2`; none without it.
+pub fn products_version() -> Option<String> {
+    version().map(words_of)
+}
+
+fn version() -> Option<usize> {
+    // SAFETY: the first opens and closes the library, whose initialisers are meant to run in any
+    // process; where it is there, the second asks it for one number.
+    unsafe { sys::is_culib_present().then(|| sys::cublasLtGetVersion()) }
+}
+
+fn words_of(version: usize) -> String {
+    format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
 }
 
 impl Product {

@@ -55,6 +55,10 @@ pub struct Args {
     /// The GPU, by its number [default: 0]
     #[arg(long, value_name = "N")]
     pub gpu_device: Option<u32>,
+    /// Keep the code that is compiled for the GPU in this folder [default: embedding-ps/kernels
+    /// among this user's caches]
+    #[arg(long, value_name = "DIR")]
+    pub gpu_code_dir: Option<PathBuf>,
     /// How long a stage waits for pinned rows to be let go [default: 10s]
     #[arg(long, value_name = "TIME")]
     pub stage_wait: Option<Span>,

@@ -34,6 +34,9 @@ pub struct ConfigToml {
     pub gpu_cache: Size,
     /// The GPU, by its number. Default 0.
     pub gpu_device: u32,
+    /// The folder that keeps the code that is compiled for the GPU. Default: `embedding-ps/kernels`
+    /// among the caches of the user who starts it.
+    pub gpu_code_dir: Option<PathBuf>,
     /// How long a stage waits for pinned rows to be let go before it is refused. Default `10s`.
     pub stage_wait: Span,
     /// What may be written to files on SSD a second, merging included, or `off`, the default: as fast
@@ -140,6 +143,7 @@ impl Default for ConfigToml {
             ssd_memory: Size(64 << 20),
             gpu_cache: Size(0),
             gpu_device: 0,
+            gpu_code_dir: None,
             stage_wait: Span(Duration::from_secs(10)),
             ssd_write_rate: Rate(None),
             ssd_read_threads: 16,
@@ -201,6 +205,7 @@ impl ConfigToml {
             ssd_memory,
             gpu_cache,
             gpu_device,
+            gpu_code_dir,
             stage_wait,
             ssd_write_rate,
             ssd_read_threads,
@@ -224,6 +229,7 @@ impl ConfigToml {
             ssd_memory: ssd_memory.unwrap_or(self.ssd_memory),
             gpu_cache: gpu_cache.unwrap_or(self.gpu_cache),
             gpu_device: gpu_device.unwrap_or(self.gpu_device),
+            gpu_code_dir: gpu_code_dir.or(self.gpu_code_dir),
             stage_wait: stage_wait.unwrap_or(self.stage_wait),
             ssd_write_rate: ssd_write_rate.unwrap_or(self.ssd_write_rate),
             ssd_read_threads: ssd_read_threads.unwrap_or(self.ssd_read_threads),
@@ -264,6 +270,7 @@ impl Config {
             ssd_memory,
             gpu_cache,
             gpu_device,
+            gpu_code_dir,
             stage_wait,
             ssd_write_rate: _, // these three are in `ssd`
             ssd_read_threads: _,
@@ -304,6 +311,7 @@ impl Config {
             ssd_memory_bytes: ssd_memory.0,
             gpu_cache_bytes: gpu_cache.0,
             gpu_device,
+            gpu_code_dir: gpu_code_dir.or_else(tiers::usual_code_dir),
             stage_wait: stage_wait.0,
             ssd: checked_ssd(ssd)?,
             lock_memory,

@@ -27,6 +27,8 @@ pub struct EmbeddedConfig {
     pub gpu_cache_bytes: u64,
     /// The GPU's number.
     pub gpu_device: u32,
+    /// A folder that keeps the code that is compiled for the GPU.
+    pub gpu_code_dir: Option<PathBuf>,
     /// How long a stage waits for pinned rows to be let go.
     pub stage_wait: Duration,
     /// How the SSD tier is to be used.
@@ -53,6 +55,7 @@ pub fn open_embedded(config: EmbeddedConfig) -> Result<Embedded> {
         ssd_memory_bytes,
         gpu_cache_bytes,
         gpu_device,
+        gpu_code_dir,
         stage_wait,
         ssd,
         lock_memory,
@@ -65,6 +68,7 @@ pub fn open_embedded(config: EmbeddedConfig) -> Result<Embedded> {
         ssd_memory_bytes,
         gpu_cache_bytes,
         gpu_device,
+        gpu_code_dir,
         stage_wait,
         ssd,
         lock_memory,
@@ -89,6 +93,7 @@ impl EmbeddedConfig {
             ssd_memory_bytes: toml.ssd_memory.0,
             gpu_cache_bytes: toml.gpu_cache.0,
             gpu_device: toml.gpu_device,
+            gpu_code_dir: toml.gpu_code_dir,
             stage_wait: toml.stage_wait.0,
             ssd: toml.ssd(),
             lock_memory: toml.lock_memory,

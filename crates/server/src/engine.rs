@@ -30,6 +30,8 @@ pub struct EngineConfig {
     pub gpu_cache_bytes: u64,
     /// The GPU's number.
     pub gpu_device: u32,
+    /// A folder that keeps the code that is compiled for the GPU.
+    pub gpu_code_dir: Option<PathBuf>,
     /// How long a stage waits for pinned rows to be let go.
     pub stage_wait: Duration,
     /// How the SSD tier is to be used.
@@ -81,6 +83,7 @@ impl Engine {
             ssd_memory_bytes,
             gpu_cache_bytes,
             gpu_device,
+            gpu_code_dir,
             stage_wait,
             ssd: SsdConfig { write_bytes_per_s, read_threads, durability },
             lock_memory,
@@ -91,6 +94,7 @@ impl Engine {
             ssd_memory_bytes,
             gpu_cache_bytes,
             gpu_device,
+            gpu_code_dir,
             stage_wait,
             tables_max: limits.tables_max,
             ssd_write_bytes_per_s: write_bytes_per_s,

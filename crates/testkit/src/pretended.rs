@@ -3,6 +3,7 @@
 //! it is a program of its own, or a test that starts itself once more.
 #![allow(clippy::unwrap_used)] // a test that cannot go on fails
 
+use std::ffi::OsStr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +13,8 @@ use tempfile::TempDir;
 
 /// What tells the loader where libraries are.
 const LIBRARY_PATH: &str = "LD_LIBRARY_PATH";
+/// The folder that programs keep caches in: what is compiled for no device is for no other program.
+const CACHES: &str = "XDG_CACHE_HOME";
 /// Marks a test that was started once more.
 const INSIDE: &str = "UNDER_PRETENDED_CUDA";
 
@@ -52,9 +55,15 @@ impl PretendedCuda {
         self.folder.path()
     }
 
-    /// Has a program find this CUDA and no other.
+    /// Has a program find this CUDA and no other, and keep its code to itself.
     pub fn tell<'c>(&self, command: &'c mut Command) -> &'c mut Command {
-        command.env(LIBRARY_PATH, self.folder())
+        command.envs(self.variables())
+    }
+
+    /// The variables by which a program does so.
+    pub fn variables(&self) -> [(&'static str, &OsStr); 2] {
+        let folder = self.folder().as_os_str();
+        [(LIBRARY_PATH, folder), (CACHES, folder)]
     }
 }
 

@@ -48,6 +48,7 @@ mod tests;
 pub use config::{Clock, Durability, StoreConfig, TableShare};
 pub use device::Places;
 pub use error::{Error, Result};
+pub use gpu::usual_code_dir;
 #[doc(hidden)] // decoders, for the fuzzer
 pub use meta::{decode_any, record_seeds};
 pub use section::host_bytes_per_row;

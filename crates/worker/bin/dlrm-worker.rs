@@ -5,6 +5,7 @@
 //! signal after everything trained was saved.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -66,7 +67,8 @@ fn run(command: &Command, stop: &Arc<AtomicBool>) -> Result<String> {
         (Command::Cache(args), _) => Ok(worker::cache_command(args, stop)?),
         (_, None) => anyhow::bail!("this command needs --ps"),
         (_, Some(ps)) => {
-            with_session(ps, command.gpu()?, |session| carry_out(command, session, stop))
+            let gpu = (command.gpu()?, command.gpu_code_dir());
+            with_session(ps, gpu, |session| carry_out(command, session, stop))
         }
     }
 }
@@ -86,7 +88,7 @@ fn carry_out(command: &Command, session: &dyn Session, stop: &AtomicBool) -> Res
 /// says, so that nothing that was trained is lost to a bad flag of a later phase.
 fn with_session(
     ps: &PsArgs,
-    gpu: u32,
+    (gpu, gpu_code_dir): (u32, Option<PathBuf>),
     body: impl FnOnce(&dyn Session) -> Result<String>,
 ) -> Result<String> {
     let endpoint = ps.ps.parse()?;
@@ -97,6 +99,7 @@ fn with_session(
     config.ssd_memory_bytes = ps.ssd_memory;
     config.gpu_cache_bytes = ps.gpu_cache;
     config.gpu_device = gpu;
+    config.gpu_code_dir = gpu_code_dir;
     config.ssd = SsdConfig {
         write_bytes_per_s: ps.ssd_write_rate.0,
         read_threads: ps.ssd_read_threads,

@@ -263,6 +263,17 @@ pub struct DeviceArgs {
     /// Order a device's work piece by piece in every step, not as one CUDA graph
     #[arg(long)]
     pub no_cuda_graph: bool,
+    /// Keep the code that is compiled for a device in this folder, that of an embedded store's GPU
+    /// memory too [default: embedding-ps/kernels among this user's caches]
+    #[arg(long, value_name = "DIR")]
+    pub gpu_code_dir: Option<PathBuf>,
+}
+
+impl DeviceArgs {
+    /// The folder that keeps compiled code, if there is any.
+    pub(crate) fn code_dir(&self) -> Option<PathBuf> {
+        self.gpu_code_dir.clone().or_else(dlrm::usual_code_dir)
+    }
 }
 
 /// `--precision`.
@@ -594,6 +605,16 @@ impl Command {
                  network that is computed on that GPU",
                 units::format_bytes(ps.gpu_cache)
             ))),
+        }
+    }
+
+    /// The folder that keeps the code that is compiled for it.
+    pub fn gpu_code_dir(&self) -> Option<PathBuf> {
+        match self {
+            Command::Train(args) => args.device.code_dir(),
+            Command::Eval(args) => args.model.device.code_dir(),
+            Command::Predict(args) => args.model.device.code_dir(),
+            Command::Export(_) | Command::Generate(_) | Command::Cache(_) => None,
         }
     }
 

@@ -159,7 +159,7 @@ struct Computing<'a> {
 
 impl Computing<'_> {
     fn settle(args: &DeviceArgs) -> Result<Computing<'_>> {
-        let found = device_at(args.device)?;
+        let found = device_at(args.device)?.with_code_dir(args.code_dir());
         match (args.device, found.device()) {
             (Place::Auto, None) => tracing::warn!(reason = found.about(), "computing on the cpu"),
             (_, place) => {

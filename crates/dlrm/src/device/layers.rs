@@ -173,7 +173,11 @@ impl Layers {
             };
             match plan(machine.precision) {
                 // the library may know no way in brain floats for some shape
-                Err(_) if machine.brief() => plan(Precision::F32),
+                Err(error) if machine.brief() => {
+                    let what = format!("brain floats of {}", self.words_of(l));
+                    machine.note_refused(&what, "32 bits", &error);
+                    plan(Precision::F32)
+                }
                 planned => planned,
             }
         };
@@ -205,7 +209,11 @@ impl Layers {
         let forward = |epilogue| planning.plan(Shape { m, n, k }, (false, true), epilogue, sides);
         let (forward, bias_fused) = match forward(fused) {
             Ok(product) => (product, true),
-            Err(_) => (forward(Epilogue::None)?, false),
+            Err(error) => {
+                let what = format!("bias and ReLU of {}", self.words_of(l));
+                planning.machine.note_refused(&what, "kernels", &error);
+                (forward(Epilogue::None)?, false)
+            }
         };
         let input_gradient = self
             .input_gradient(l, ends)
@@ -260,12 +268,22 @@ impl Layers {
             let sides = (&gradient, &weight, &before.gradient.floats(batch)?);
             Ok((forward, planning(l).plan(shape, (false, false), epilogue, sides)?))
         };
-        if let Ok((forward, backward)) = planned() {
-            layers[l - 1].forward = forward;
-            layers[l - 1].bias_fused = true;
-            layers[l - 1].cut = true;
-            layers[l].input_gradient = Some(backward);
+        match planned() {
+            Ok((forward, backward)) => {
+                layers[l - 1].forward = forward;
+                layers[l - 1].bias_fused = true;
+                layers[l - 1].cut = true;
+                layers[l].input_gradient = Some(backward);
+            }
+            Err(error) => {
+                let what = format!("gradient of the ReLU of {}", self.words_of(l - 1));
+                machine.note_refused(&what, "kernels", &error);
+            }
         }
+    }
+
+    fn words_of(&self, l: usize) -> String {
+        format!("a layer of {} inputs, {} outputs", self.inputs_of(l), self.layers[l].output.width)
     }
 
     fn inputs_of(&self, l: usize) -> usize {

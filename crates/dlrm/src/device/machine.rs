@@ -1,11 +1,12 @@
 //! What every part of a step on a device works with: kernels, products, streams. It holds nothing
 //! of a model.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use gpu::{Buffer, Device, Kernels, Memory, Precision, Products, Stream};
 
-use crate::Result;
+use crate::{Error, Result};
 
 /// What a product may use while it runs, on a device of the newest kind.
 const WORKSPACE_BYTES: u64 = 32 << 20;
@@ -24,6 +25,8 @@ pub(super) struct Machine {
     pub down: Stream,
     pub workspace: Buffer,
     pub precision: Precision,
+    /// Guards: what the library of products refused, each once. Held for moments.
+    refused: Mutex<BTreeSet<String>>,
 }
 
 impl Machine {
@@ -31,7 +34,23 @@ impl Machine {
         let products = Products::open(&device)?;
         let [compute, up, down] = [device.stream()?, device.stream()?, device.stream()?];
         let workspace = Memory::take(&device, WORKSPACE_BYTES)?.buffer(WORKSPACE_BYTES)?;
-        Ok(Self { device, kernels, products, compute, up, down, workspace, precision })
+        let refused = Mutex::default();
+        Ok(Self { device, kernels, products, compute, up, down, workspace, precision, refused })
+    }
+
+    /// Takes note of what the library would not do, and tells it once: the step does it another
+    /// way, which may be slower.
+    pub(super) fn note_refused(&self, what: &str, instead: &str, error: &Error) {
+        let text = format!("{what}: {instead} instead, for {error}");
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.insert(text) {
+            tracing::warn!(what, instead, %error, "the library of matrix products does not do it");
+        }
+    }
+
+    /// What the library would not do, in words.
+    pub(super) fn refused(&self) -> Vec<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// Whether products are made of 16-bit brain floats.

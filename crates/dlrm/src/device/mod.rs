@@ -17,11 +17,13 @@ mod shared;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use gpu::kernels::Interaction as Dots;
 use gpu::{
-    Buffer, Columns, Device, Download, Event, Graph, Kernels, Matrix, Memory, Precision, Upload,
+    Buffer, CodeCache, CodeSource, Columns, Device, Download, Event, Graph, Kernels, Matrix,
+    Memory, Precision, Upload,
 };
 use optim::AdamStep;
 
@@ -122,16 +124,24 @@ struct Plan {
 
 impl DeviceModel {
     /// Brings a model to a device, with memory for batches of up to `batch_max` samples. The model
-    /// may be made for smaller ones. The kernels are compiled for it.
+    /// may be made for smaller ones. The kernels are compiled for it, or taken from a folder that
+    /// keeps those that were.
     pub fn new(
         device: Device,
         host: Model,
         batch_max: usize,
         options: DeviceOptions,
+        code_dir: Option<&Path>,
     ) -> Result<Self> {
         let capability = device.description().compute_capability;
-        let kernels =
-            Kernels::load::<Error>(&device, |source| Ok(gpu::compile(source, capability)?))?;
+        let kernels = Kernels::load::<Error>(&device, |source| {
+            let Some(folder) = code_dir else { return Ok(gpu::compile(source, capability)?) };
+            let (code, from) = CodeCache::new(folder).code(source, capability)?;
+            if let CodeSource::NotKept(why) = from {
+                tracing::warn!(%why, "kernels are compiled at each start");
+            }
+            Ok(code)
+        })?;
         Self::with_kernels(device, Arc::new(kernels), host, batch_max, options)
     }
 
@@ -197,7 +207,7 @@ impl DeviceModel {
             moved: false,
             pending: VecDeque::new(),
         };
-        model.shorten_weights()?;
+        shorten(&model.machine, &model.arena)?;
         Ok(model)
     }
 
@@ -214,6 +224,11 @@ impl DeviceModel {
     /// The largest batch.
     pub fn batch_max(&self) -> usize {
         self.batch_max
+    }
+
+    /// What the library of matrix products would not do for it so far, and what does it instead.
+    pub fn refused_products(&self) -> Vec<String> {
+        self.machine.refused()
     }
 
     /// The device.
@@ -304,7 +319,7 @@ impl DeviceModel {
             gradient,
             &self.rates_there,
         )?;
-        self.shorten_weights()
+        shorten(&self.machine, &self.arena)
     }
 
     /// As [`Model::predict`].
@@ -461,14 +476,14 @@ impl DeviceModel {
         self.plans.push(Plan { batch, bottom, top, recorded: Vec::new() });
         Ok(self.plans.len() - 1)
     }
+}
 
-    fn shorten_weights(&self) -> Result<()> {
-        let Machine { compute, kernels, .. } = &self.machine;
-        if let Some(brains) = &self.arena.brains {
-            kernels.to_brain(compute, &self.arena.weights, brains)?;
-        }
-        Ok(())
+/// Brings the weights' brain floats, if there are any, to what the weights are.
+fn shorten(machine: &Machine, arena: &Arena) -> Result<()> {
+    if let Some(brains) = &arena.brains {
+        machine.kernels.to_brain(&machine.compute, &arena.weights, brains)?;
     }
+    Ok(())
 }
 
 /// Checks that everything fits a batch of `batch` samples and so many floats of rows.

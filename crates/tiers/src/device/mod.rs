@@ -25,7 +25,7 @@ mod steps;
 
 use std::sync::Arc;
 
-use gpu::{CodeCache, Device, Direct, Exchange, Kernels};
+use gpu::{Code, CodeCache, CodeSource, Device, Direct, Exchange, Kernels};
 use table::Latency;
 
 use crate::latency::Times;
@@ -73,9 +73,7 @@ impl DeviceTier {
         let capability = device.description().compute_capability;
         let kernels = Kernels::load(&device, |source| {
             let code = match &config.gpu_code_dir {
-                Some(folder) => {
-                    CodeCache::new(folder).code(source, capability).map(|found| found.0)
-                }
+                Some(folder) => CodeCache::new(folder).code(source, capability).map(kept),
                 None => gpu::compile(source, capability),
             };
             code.map_err(Error::NoDeviceCode)
@@ -104,6 +102,14 @@ impl DeviceTier {
             moves: self.moves.told(),
         }
     }
+}
+
+/// The code, once it was told where it could not be kept.
+fn kept((code, from): (Code, CodeSource)) -> Code {
+    if let CodeSource::NotKept(why) = from {
+        tracing::warn!(%why, "kernels are compiled at each start");
+    }
+    code
 }
 
 impl Inner {
