@@ -12,7 +12,7 @@ use crate::report::{CASES, Report, Row};
 const ROUNDS: usize = 5;
 
 /// Sums of so many floats.
-pub fn sums(device: &Device, floats: usize, report: &mut Report) -> Result<()> {
+pub fn sums(device: &Device, floats: usize, report: &Report) -> Result<()> {
     let collective = match Collective::open() {
         Ok(collective) => collective,
         Err(error) => {

@@ -22,7 +22,7 @@ pub fn vectors(
     stream: &Stream,
     kernels: &Kernels,
     memory: &mut Memory,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<()> {
     let cases = cases();
     for &kernel in ALL.iter().flat_map(|source| source.kernels) {
@@ -69,7 +69,7 @@ pub fn far_rows(
     kernels: &Kernels,
     memory: &mut Memory,
     table: &Buffer,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<()> {
     const ROWS: u64 = 64;
     memory.clear().context("start over with the vectors' memory")?;
@@ -103,7 +103,7 @@ pub fn products(
     device: &Device,
     stream: &Stream,
     memory: &mut Memory,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<()> {
     let shapes = [Shape { m: 64, n: 48, k: 80 }, Shape { m: 16, n: 512, k: 24 }];
     // a product's error is the elements' rounding, 2^-11 in TF32 and 2^-9 in bf16, over sums of k

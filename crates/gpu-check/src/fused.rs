@@ -20,7 +20,7 @@ pub fn layers(
     device: &Device,
     stream: &Stream,
     memory: &mut Memory,
-    report: &mut Report,
+    report: &Report,
 ) -> Result<()> {
     let products = Products::open(device)?;
     for (precision, name, tolerance) in [

@@ -3,13 +3,16 @@
 //! to a machine with a GPU and CUDA's libraries. It holds no tier.
 
 pub mod benchmarks;
+pub mod children;
 pub mod collective;
 pub mod correctness;
 mod dense_vectors;
+mod end;
 pub mod fused;
 pub mod libraries;
 pub mod processes;
 pub mod report;
+pub mod stages;
 mod tensor_vectors;
 pub mod tier;
 pub mod training;

@@ -6,26 +6,26 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use gpu::kernels::ALL;
 use gpu::{
-    CodeCache, CodeSource, ComputeCapability, Device, Kernels, Memory, compiler_version,
-    has_collective, has_compiler, has_products,
+    CodeCache, CodeSource, ComputeCapability, Device, Kernels, Memory, Stream, check_products,
+    compiler_version, has_collective, has_compiler, has_products, products_version,
 };
 use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
-use gpu_check::report::Report;
+use gpu_check::stages::Run;
 use gpu_check::training::{self, TrainingSizes};
 use gpu_check::{collective, correctness, fused, processes, tier, vectors};
 
 /// A run ends by then, whatever happens: the limit is 8 minutes.
 const SECONDS_MAX: u64 = 470;
+
+/// What waits for another process, or for threads that wait for each other, ends by then.
+const SECONDS_OF_OTHERS: u64 = 60;
 
 /// What a program that found no device ends with.
 const NO_DEVICE: u8 = 2;
@@ -44,9 +44,10 @@ const COMMIT: &str = match option_env!("EMBEDDING_PS_COMMIT") {
 /// libnccl for sums over devices, which are left out without. It looks for them where the loader
 /// does, under /usr/local/cuda* and among Python's packages. It runs every kernel against vectors
 /// that the host's own code made, and a store with rows in the device's memory against one
-/// without, bit for bit; it exchanges floats in device memory with a second process of itself;
-/// then it measures each beside what the device can do, in the same run. It takes a few minutes, at
-/// most 8, and a third of the device's free memory.
+/// without, bit for bit; it measures each beside what the device can do, in the same run; it
+/// trains; and last it exchanges floats in device memory with a second process of itself. What
+/// fails is noted, and the next stage goes on. It takes a few minutes, at most 8, and a third of
+/// the device's free memory.
 ///
 /// Exit codes: 0, all is right and every goal is met; 1, something failed, and the last line says
 /// what failed first; 2, there is no device.
@@ -65,6 +66,9 @@ struct Cli {
     /// Tiny sizes: whether everything runs, not how fast
     #[arg(long)]
     quick: bool,
+    /// End after so many seconds, with what was found by then
+    #[arg(long, value_name = "N", default_value_t = SECONDS_MAX)]
+    seconds: u64,
     /// Compile the kernels into --code for compute capabilities 8.0, 9.0 and 10.0, and end: this
     /// needs the compiler, but no device
     #[arg(long, requires = "code")]
@@ -135,139 +139,91 @@ fn run(cli: Cli) -> Result<ExitCode> {
             return Ok(ExitCode::from(NO_DEVICE));
         }
     };
-    let progress = Arc::new(Mutex::new(Progress { stage: "start", failures: Vec::new() }));
-    let (ended, end) = sync_channel::<()>(1);
-    let watched = Arc::clone(&progress);
-    thread::spawn(move || match end.recv_timeout(Duration::from_secs(SECONDS_MAX)) {
-        Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
-        Err(RecvTimeoutError::Timeout) => {
-            println!("{}", watched.lock().unwrap_or_else(PoisonError::into_inner).out_of_time());
-            std::process::exit(1);
-        }
-    });
-    let mut report = Report { quick: cli.quick, ..Report::default() };
-    let outcome = check(&cli, &device, &mut report, &progress);
-    if let Err(error) = &outcome {
-        let stage = progress.lock().unwrap_or_else(PoisonError::into_inner).stage;
-        report.failures.push(format!("{stage}: {error:#}"));
-    }
-    drop(ended);
-    println!("\n{}", report.table());
-    if cli.quick {
-        println!("quick: sizes at which figures say nothing; only vectors are held to\n");
-    }
-    if let Some(folder) = &cli.out {
-        report.write(folder, &machine(&device), COMMIT)?;
-    }
-    Ok(match report.failures.first() {
-        None => {
-            println!("gpu-check: all is right");
-            ExitCode::SUCCESS
-        }
-        Some(first) => {
-            println!("gpu-check: {} failed; failed first: {first}", report.failures.len());
-            ExitCode::FAILURE
-        }
-    })
+    let run = Arc::new(Run::begin(cli.quick, machine(&device), COMMIT, cli.out.clone()));
+    println!("gpu-check: {}; commit {COMMIT}", machine(&device));
+    run.watch(cli.seconds.min(SECONDS_MAX)); // its line is to be the last
+    check(&cli, &device, &run);
+    let code = run.tell(None);
+    run.end_if_stuck(code);
+    Ok(ExitCode::from(code))
 }
 
-/// What is said where time runs out.
-#[derive(Debug)]
-struct Progress {
-    stage: &'static str,
-    failures: Vec<String>,
-}
+/// Stage after stage, those last that wait for other processes or threads.
+fn check(cli: &Cli, device: &Device, run: &Arc<Run>) {
+    let report = &run.report;
+    let is_alive = || Ok(device.finish()?);
 
-impl Progress {
-    fn out_of_time(&self) -> String {
-        let stage = self.stage;
-        match self.failures.first() {
-            Some(first) => format!(
-                "gpu-check: out of time after {SECONDS_MAX} s, at {stage}; failed first: {first}"
-            ),
-            None => {
-                format!("gpu-check: failed first: {stage}, not done after {SECONDS_MAX} s")
-            }
-        }
-    }
-}
-
-fn check(
-    cli: &Cli,
-    device: &Device,
-    report: &mut Report,
-    progress: &Mutex<Progress>,
-) -> Result<()> {
-    println!("gpu-check: {}; commit {COMMIT}", machine(device));
-    let began = Instant::now();
-    let stage = |stage: &'static str, report: &Report| {
-        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-        *progress = Progress { stage, failures: report.failures.clone() };
-        eprintln!("gpu-check: {:.1} s: {stage}", began.elapsed().as_secs_f64());
-    };
-
-    stage("compiling", report);
-    let capability = device.description().compute_capability;
     // compiled once for all that this program opens: stores take it from the folder too
     let own = OwnFolder::new();
     let folder = cli.code.as_deref().unwrap_or(&own.0);
-    let cache = CodeCache::new(folder);
-    let code = |source| Ok(cache.code(source, capability)?.0);
-    let kernels = Arc::new(Kernels::load::<anyhow::Error>(device, code)?);
-    let stream = device.stream()?;
+    let compiled = run.stage("compiling", is_alive, || {
+        let capability = device.description().compute_capability;
+        let cache = CodeCache::new(folder);
+        let code = |source| Ok(cache.code(source, capability)?.0);
+        let kernels = Arc::new(Kernels::load::<anyhow::Error>(device, code)?);
+        Ok((kernels, device.stream()?))
+    });
+    let Some((kernels, stream)) = compiled else { return };
 
-    stage("vectors", report);
-    let mut memory = Memory::take(device, correctness::MEMORY_BYTES)?;
-    correctness::vectors(device, &stream, &kernels, &mut memory, report)?;
-    stage("products beside loops", report);
-    if has_products() {
+    run.stage("vectors", is_alive, || {
+        let mut memory = Memory::take(device, correctness::MEMORY_BYTES)?;
+        correctness::vectors(device, &stream, &kernels, &mut memory, report)
+    });
+    run.stage("products beside loops", is_alive, || {
+        check_products()?;
+        let mut memory = Memory::take(device, correctness::MEMORY_BYTES)?;
         correctness::products(device, &stream, &mut memory, report)?;
-        fused::layers(device, &stream, &mut memory, report)?;
-    } else {
-        report.failures.push("products beside loops: no libcublasLt.so found".to_owned());
-    }
-    drop(memory);
-    stage("sums over devices", report);
-    collective::sums(device, if cli.quick { 1 << 10 } else { 4 << 20 }, report)?;
+        fused::layers(device, &stream, &mut memory, report)
+    });
     let place = tier::Place { device: cli.device, code: Some(folder) };
     let tier_sizes = if cli.quick { tier::Sizes::QUICK } else { tier::Sizes::FULL };
-    stage("the tier beside host RAM", report);
-    tier::bits(tier_sizes, place, report)?;
-    stage("hits of the tier", report);
-    tier::hits(tier_sizes, place, report)?;
-    stage("two processes on one device", report);
-    let exchanged = if cli.quick { processes::Sizes::QUICK } else { processes::Sizes::FULL };
-    processes::exchange(device, cli.device, exchanged, report)?;
+    run.stage("the tier beside host RAM", is_alive, || tier::bits(tier_sizes, place, report));
+    run.stage("hits of the tier", is_alive, || tier::hits(tier_sizes, place, report));
     let training = if cli.quick { TrainingSizes::quick() } else { TrainingSizes::full() };
-    stage("training beside PyTorch's losses", report);
     let models = training::Place { device, kernels: &kernels };
-    training::references(models, cli.quick, report)?;
+    run.stage("training beside PyTorch's losses", is_alive, || {
+        training::references(models, cli.quick, report)
+    });
+    measure_kernels(cli, device, &stream, &kernels, run);
+    run.stage("training in fewer bits", is_alive, || training::quality(models, training, report));
+    run.stage("training at full speed", is_alive, || {
+        training::speed(models, training, &run.children, report)
+    });
 
-    let free_bytes = device.free_bytes()?;
-    let sizes = if cli.quick { Sizes::quick() } else { Sizes::full(free_bytes) };
-    let table = Memory::take(device, sizes.table_bytes)?.buffer(sizes.table_bytes)?;
-    let mut memory = Memory::take(device, sizes.work_bytes())?;
-    table.fill(&stream, 0x3c)?;
-    stage("rows all over a large table", report);
-    correctness::far_rows(&stream, &kernels, &mut memory, &table, report)?;
-    let bench = Bench { device, stream: &stream, kernels: &kernels, sizes };
-    stage("copies", report);
-    bench.copies(&mut memory, report)?;
-    stage("matrix products", report);
-    bench.products(&mut memory, report)?;
-    stage("rows in device memory", report);
-    bench.rows(&mut memory, &table, report)?;
-    stage("rows in pinned host memory", report);
-    bench.pinned_rows(&mut memory, report)?;
-    stage("the network's kernels", report);
-    bench.network(&mut memory, &table, report)?;
-    drop((memory, table));
-    stage("training in fewer bits", report);
-    training::quality(models, training, report)?;
-    stage("training at full speed", report);
-    training::speed(models, training, report)?;
-    stage("end", report);
-    Ok(())
+    let exchanged = if cli.quick { processes::Sizes::QUICK } else { processes::Sizes::FULL };
+    let (again, ordinal, sums_floats) =
+        (device.clone(), cli.device, if cli.quick { 1 << 10 } else { 4 << 20 });
+    let shared = Arc::clone(run);
+    run.limited_stage("two processes on one device", SECONDS_OF_OTHERS, is_alive, move || {
+        processes::exchange(&again, ordinal, exchanged, &shared.children, &shared.report)
+    });
+    let (again, shared) = (device.clone(), Arc::clone(run));
+    run.limited_stage("sums over devices", SECONDS_OF_OTHERS, is_alive, move || {
+        collective::sums(&again, sums_floats, &shared.report)
+    });
+}
+
+/// The kernels beside what the device can do.
+fn measure_kernels(cli: &Cli, device: &Device, stream: &Stream, kernels: &Kernels, run: &Arc<Run>) {
+    let report = &run.report;
+    let is_alive = || Ok(device.finish()?);
+    let taken = run.stage("memory for benchmarks", is_alive, || {
+        let sizes = if cli.quick { Sizes::quick() } else { Sizes::full(device.free_bytes()?) };
+        let table = Memory::take(device, sizes.table_bytes)?.buffer(sizes.table_bytes)?;
+        let memory = Memory::take(device, sizes.work_bytes())?;
+        table.fill(stream, 0x3c)?;
+        Ok((sizes, table, memory))
+    });
+    let Some((sizes, table, mut memory)) = taken else { return };
+    let bench = Bench { device, stream, kernels, sizes };
+    run.stage("rows all over a large table", is_alive, || {
+        correctness::far_rows(stream, kernels, &mut memory, &table, report)
+    });
+    run.stage("copies", is_alive, || bench.copies(&mut memory, report));
+    run.stage("matrix products", is_alive, || bench.products(&mut memory, report));
+    run.stage("rows in device memory", is_alive, || bench.rows(&mut memory, &table, report));
+    run.stage("rows in pinned host memory", is_alive, || bench.pinned_rows(&mut memory, report));
+    run.stage("the network's kernels", is_alive, || bench.network(&mut memory, &table, report));
 }
 
 /// A folder for code where none was named, removed at the end.
@@ -313,10 +269,14 @@ fn machine(device: &Device) -> String {
     let ComputeCapability { major, minor } = about.compute_capability;
     let compiler = compiler_version()
         .map_or("no NVRTC".to_owned(), |(major, minor)| format!("NVRTC {major}.{minor}"));
+    let products = products_version()
+        .map_or("no cuBLASLt".to_owned(), |version| format!("cuBLASLt {version}"));
     format!(
-        "{}, {} GiB, {} multiprocessors, compute capability {major}.{minor}, {compiler}",
+        "{}, {} GiB, {} multiprocessors, compute capability {major}.{minor}, {}, {}",
         about.name,
         about.memory_bytes >> 30,
         about.multiprocessors,
+        compiler,
+        products,
     )
 }

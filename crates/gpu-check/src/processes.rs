@@ -4,14 +4,23 @@
 #![allow(clippy::print_stdout)] // it is how the other process talks
 
 use std::io::{BufRead, BufReader, Lines, StdinLock, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Instant;
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use gpu::{Buffer, Device, Event, Memory, Stream};
 use table::SharedBytes;
 
+use crate::children::{Children, Running};
 use crate::report::{CASES, Report, Row};
+
+/// What the other process says, and the event that it records, come by then.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Lines that the other process may be ahead.
+const LINES_AHEAD: usize = 4;
 
 /// The flag that makes a process the other one.
 pub const OTHER: &str = "--other-process";
@@ -49,7 +58,13 @@ struct Ends {
 }
 
 /// Exchanges floats with a second process, looks them through, and measures.
-pub fn exchange(device: &Device, ordinal: u32, sizes: Sizes, report: &mut Report) -> Result<()> {
+pub fn exchange(
+    device: &Device,
+    ordinal: u32,
+    sizes: Sizes,
+    children: &Children,
+    report: &Report,
+) -> Result<()> {
     if !device.shares() {
         eprintln!("gpu-check: skipped: the device shares no memory with other processes");
         return Ok(());
@@ -65,7 +80,7 @@ pub fn exchange(device: &Device, ordinal: u32, sizes: Sizes, report: &mut Report
         worker_done: device.shared_event()?,
         session_done: device.shared_event()?,
     };
-    let mut other = Other::start(ordinal)?;
+    let mut other = Other::start(ordinal, children)?;
     for part in [&ends.rows, &ends.gradients, &ends.large] {
         let SharedBytes { memory, offset, bytes } = part.share()?;
         other.say(&format!("{} {offset} {bytes}", hex(&memory)))?;
@@ -80,7 +95,9 @@ pub fn exchange(device: &Device, ordinal: u32, sizes: Sizes, report: &mut Report
         ends.stream.record(&ends.worker_done)?;
         other.say(&format!("exchange {up} {down}"))?;
         let read = other.hear()?;
-        ensure!(ends.session_done.look(|| false)?, "an event did not happen");
+        let begun = Instant::now();
+        let late = || begun.elapsed() > PATIENCE;
+        ensure!(ends.session_done.look(late)?, "an event did not happen");
         right += u32::from(read == "right" && is_all(&ends.rows, down)?);
     }
     report.add(Row {
@@ -230,27 +247,29 @@ fn hear(lines: &mut Lines<StdinLock<'_>>) -> Result<String> {
     lines.next().ok_or_else(|| anyhow!("the first process ended"))?.context("read a line")
 }
 
-/// The other process, as the first one has it: killed when this is dropped.
-struct Other {
-    child: Child,
+/// The other process, as the first one has it: ended when this is dropped.
+struct Other<'a> {
+    running: Running<'a>,
     to: ChildStdin,
-    from: Lines<BufReader<ChildStdout>>,
+    from: Receiver<std::io::Result<String>>,
 }
 
-impl Other {
-    fn start(ordinal: u32) -> Result<Self> {
+impl<'a> Other<'a> {
+    fn start(ordinal: u32, children: &'a Children) -> Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
         let mut command = Command::new(program);
         command.args([OTHER, "--device", &ordinal.to_string()]);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start this program once more")?;
-        let (Some(to), Some(from)) = (child.stdin.take(), child.stdout.take()) else {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let running = children.start(&mut command)?;
+        let (Some(to), Some(from), _) = running.pipes() else {
             bail!("the other process has no pipes");
         };
-        Ok(Self { child, to, from: BufReader::new(from).lines() })
+        let (hear, heard) = sync_channel(LINES_AHEAD);
+        // ends with the pipe, or with whoever listens
+        thread::spawn(move || {
+            BufReader::new(from).lines().all(|line| hear.send(line).is_ok());
+        });
+        Ok(Self { running, to, from: heard })
     }
 
     fn say(&mut self, line: &str) -> Result<()> {
@@ -258,21 +277,18 @@ impl Other {
     }
 
     fn hear(&mut self) -> Result<String> {
-        let ended = || anyhow!("the other process ended: what it met stands above");
-        self.from.next().ok_or_else(ended)?.context("hear the other process")
+        let line = self.from.recv_timeout(PATIENCE).map_err(|why| match why {
+            RecvTimeoutError::Timeout => anyhow!("the other process says nothing"),
+            RecvTimeoutError::Disconnected => {
+                anyhow!("the other process ended: what it met stands above")
+            }
+        })?;
+        line.context("hear the other process")
     }
 
-    fn end(mut self) -> Result<()> {
-        let status = self.child.wait().context("wait for the other process")?;
+    fn end(self) -> Result<()> {
+        let status = self.running.wait(PATIENCE).context("wait for the other process")?;
         ensure!(status.success(), "the other process ended with {status}");
         Ok(())
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        // an error means that it is gone already
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -43,33 +44,63 @@ impl Row {
     }
 }
 
-/// What a run found.
+/// What a run has found so far: who watches the time tells of it while others still add to it.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// In the order in which they were found.
-    pub rows: Vec<Row>,
-    /// Whether benchmarks ran at sizes that say nothing of speed: then their goals are not held to.
-    pub quick: bool,
-    /// What failed, the first first.
-    pub failures: Vec<String>,
+    /// Whether benchmarks run at sizes that say nothing of speed: then their goals are not held to.
+    quick: bool,
+    /// Guards: what was found. Held for moments.
+    found: Mutex<Found>,
+}
+
+#[derive(Debug, Default)]
+struct Found {
+    rows: Vec<Row>,        // in the order in which they were found
+    failures: Vec<String>, // the first first
 }
 
 impl Report {
+    /// One with nothing in it.
+    pub fn new(quick: bool) -> Self {
+        Self { quick, ..Self::default() }
+    }
+
+    /// Whether sizes say nothing of speed.
+    pub fn is_quick(&self) -> bool {
+        self.quick
+    }
+
     /// Takes a row in; one that misses its goal is a failure.
-    pub fn add(&mut self, row: Row) {
+    pub fn add(&self, row: Row) {
         let row = Row { goal: row.goal.filter(|_| !self.quick || row.unit == CASES), ..row };
+        let mut found = self.found();
         if !row.holds() {
             let (ratio, goal) = (row.ratio(), row.goal_text());
-            self.failures.push(format!("{}, {}: {ratio:.3}, {goal}", row.id, row.case));
+            found.failures.push(format!("{}, {}: {ratio:.3}, {goal}", row.id, row.case));
         }
-        self.rows.push(row);
+        found.rows.push(row);
+    }
+
+    /// Takes note of something that failed without a row.
+    pub fn fail(&self, what: String) {
+        self.found().failures.push(what);
+    }
+
+    /// What failed, the first first.
+    pub fn failures(&self) -> Vec<String> {
+        self.found().failures.clone()
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner) // all changes are whole
     }
 
     /// The table.
     pub fn table(&self) -> String {
+        let found = self.found();
         let heading = ["id", "case", "unit", "ours", "limit", "ratio", "goal", "holds"];
         let mut lines = vec![heading.map(str::to_owned)];
-        lines.extend(self.rows.iter().map(|row| {
+        lines.extend(found.rows.iter().map(|row| {
             [
                 row.id.clone(),
                 row.case.clone(),
@@ -111,11 +142,12 @@ impl Report {
                 "holds": row.holds(),
             })
         };
-        let rows: Vec<Value> = self.rows.iter().map(row).collect();
+        let found = self.found();
+        let rows: Vec<Value> = found.rows.iter().map(row).collect();
         let bench = if self.quick { "gpu-check, quick" } else { "gpu-check" };
         json!({
             "bench": bench, "machine": machine, "commit": commit, "rows": rows,
-            "failures": self.failures,
+            "failures": found.failures,
         })
     }
 }
@@ -134,28 +166,30 @@ mod tests {
 
     #[test]
     fn a_missed_goal_is_a_failure_and_the_first_stands_first() {
-        let mut report = Report::default();
+        let report = Report::default();
         report.add(row(2.0, "GB/s"));
         report.add(row(1.9, "GB/s"));
         report.add(row(f64::NAN, "GB/s"));
-        assert_eq!(report.failures.len(), 2);
-        assert_eq!(report.failures[0], "gather, 64 B: 0.475, at least 0.5 of the limit");
+        report.fail("copies: no answer".to_owned());
+        let failures = report.failures();
+        assert_eq!(failures.len(), 3);
+        assert_eq!(failures[0], "gather, 64 B: 0.475, at least 0.5 of the limit");
         let table = report.table();
         assert!(table.lines().nth(2).unwrap().ends_with("no"), "{table}");
     }
 
     #[test]
     fn a_quick_run_holds_to_vectors_alone() {
-        let mut report = Report { quick: true, ..Report::default() };
+        let report = Report::new(true);
         report.add(row(1.0, "GB/s"));
-        assert!(report.failures.is_empty());
+        assert!(report.failures().is_empty());
         report.add(row(1.0, CASES));
-        assert_eq!(report.failures.len(), 1);
+        assert_eq!(report.failures().len(), 1);
     }
 
     #[test]
     fn the_json_has_the_form_that_all_benchmarks_share() {
-        let mut report = Report::default();
+        let report = Report::default();
         report.add(row(2.0, "GB/s"));
         let value = report.value("a machine", "abc+");
         let names: Vec<&String> = value["rows"][0].as_object().unwrap().keys().collect();

@@ -40,17 +40,27 @@ pub struct Place<'a> {
 }
 
 /// A folder for stores, removed at the end.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    fn make() -> Result<Self> {
+    pub(crate) fn make() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("gpu-check-{}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
         Ok(Self(path))
     }
 
     fn open(&self, name: &str, place: Place<'_>, gpu_cache_bytes: u64) -> Result<Store> {
-        let mut config = StoreConfig::new(self.0.join(name), 1 << 30);
+        self.open_with(name, place, 1 << 30, gpu_cache_bytes)
+    }
+
+    pub(crate) fn open_with(
+        &self,
+        name: &str,
+        place: Place<'_>,
+        host_ram_bytes: u64,
+        gpu_cache_bytes: u64,
+    ) -> Result<Store> {
+        let mut config = StoreConfig::new(self.0.join(name), host_ram_bytes);
         config.gpu_cache_bytes = gpu_cache_bytes;
         config.gpu_device = place.device;
         config.gpu_code_dir = place.code.map(Path::to_owned);
@@ -73,7 +83,7 @@ const OPTIMIZERS: [(&str, Optimizer); 4] = [
 
 /// Steps over four tables of four optimizers: every pull's bits, and every row's at the end, beside
 /// those of a store without a device.
-pub fn bits(sizes: Sizes, place: Place<'_>, report: &mut Report) -> Result<()> {
+pub fn bits(sizes: Sizes, place: Place<'_>, report: &Report) -> Result<()> {
     let folder = Folder::make()?;
     let expected = trained(&folder.open("plain", place, 0)?, sizes)?;
     for (name, gpu_cache_bytes) in [("all", 256 << 20), ("part", 1 << 20), ("least", 64 << 10)] {
@@ -139,7 +149,7 @@ fn trained(store: &Store, sizes: Sizes) -> Result<Vec<Vec<u32>>> {
 
 /// What stage, pull and push of a step take whose rows are all on the device, by a caller whose
 /// floats are in the host's memory, beside the same store without a device.
-pub fn hits(sizes: Sizes, place: Place<'_>, report: &mut Report) -> Result<()> {
+pub fn hits(sizes: Sizes, place: Place<'_>, report: &Report) -> Result<()> {
     let folder = Folder::make()?;
     let with = hit_seconds(&folder.open("with", place, 1 << 30)?, sizes)?;
     let without = hit_seconds(&folder.open("without", place, 0)?, sizes)?;

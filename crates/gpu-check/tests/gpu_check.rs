@@ -108,6 +108,63 @@ fn a_kernel_that_comes_out_wrong_fails_and_is_named_first() {
 }
 
 #[test]
+fn after_a_stage_that_fails_the_others_go_on() {
+    // a CUDA without its library of matrix products
+    let cuda = tempfile::tempdir().unwrap();
+    for name in ["libcuda.so", "libnvrtc.so", "libnccl.so.2"] {
+        let library = PretendedCuda::get().folder().join("libcuda.so");
+        std::os::unix::fs::symlink(library, cuda.path().join(name)).unwrap();
+    }
+    let out = tempfile::tempdir().unwrap();
+    let mut command = command(&["--quick", "--out", out.path().to_str().unwrap()], &[]);
+    let output = command.env("LD_LIBRARY_PATH", cuda.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let last = last_line(&output);
+    let first = "failed first: products beside loops: no library of matrix products found \
+                 (libcublasLt.so)";
+    assert!(last.ends_with(first), "{last}");
+    let (ids, failures) = json_of(out.path());
+    assert!(failures.iter().any(|failed| failed.starts_with("training at full speed: ")));
+    for id in ["tier.bits_all", "gather.device_64", "processes.bits", "vectors.sum_of_one"] {
+        assert!(ids.iter().any(|found| found == id), "{id} is not among {ids:?}");
+    }
+}
+
+#[test]
+fn after_the_device_is_lost_what_was_found_is_told() {
+    let out = tempfile::tempdir().unwrap();
+    let arguments = ["--quick", "--out", out.path().to_str().unwrap()];
+    let fails = [("FAIL_AFTER_LAUNCHES", "200")];
+    let output = gpu_check(Some(PretendedCuda::get()), &arguments, &fails);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let last = last_line(&output);
+    assert!(last.contains("failed first: vectors: run "), "{last}");
+    let (ids, failures) = json_of(out.path());
+    assert!(ids.iter().any(|id| id == "vectors.gather_rows"), "{ids:?}");
+    assert!(failures[1].starts_with("vectors: the device is lost after it: "), "{failures:?}");
+    assert_eq!(failures.len(), 2, "{failures:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("left out, for the device is lost: copies"), "{said}");
+}
+
+#[test]
+fn at_the_end_of_its_time_it_tells_what_it_found_and_ends() {
+    // with a kernel that never ends, for which an orderly end would wait
+    for (seconds, fails) in [("0", None), ("2", Some(("HANG_IN", "find_not_finite")))] {
+        let out = tempfile::tempdir().unwrap();
+        let folder = out.path().to_str().unwrap();
+        let arguments = ["--quick", "--seconds", seconds, "--out", folder];
+        let output = gpu_check(Some(PretendedCuda::get()), &arguments, fails.as_slice());
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let last = last_line(&output);
+        assert!(last.starts_with(&format!("gpu-check: out of time after {seconds} s, at ")));
+        assert!(last.contains("1 failed; failed first: "), "{last}");
+        let (_, failures) = json_of(out.path());
+        assert!(failures[0].ends_with(&format!(": not done after {seconds} s")), "{failures:?}");
+    }
+}
+
+#[test]
 fn the_vectors_that_it_writes_are_those_that_the_cpu_runs() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vectors");
@@ -122,14 +179,32 @@ fn gpu_check(
     arguments: &[&str],
     variables: &[(&str, &str)],
 ) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
-    command.args(arguments).envs(variables.iter().copied());
-    command.env("GPU_CHECK_LIBRARIES_TOLD", "1"); // a machine's own libraries are not looked for
+    let mut command = command(arguments, variables);
     match cuda {
         Some(cuda) => cuda.tell(&mut command),
         None => command.env_remove("LD_LIBRARY_PATH"),
     };
     command.output().unwrap()
+}
+
+fn command(arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gpu-check"));
+    command.args(arguments).envs(variables.iter().copied());
+    command.env("GPU_CHECK_LIBRARIES_TOLD", "1"); // a machine's own libraries are not looked for
+    command
+}
+
+fn last_line(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).lines().last().unwrap().to_owned()
+}
+
+/// The names of the rows, and the failures.
+fn json_of(folder: &Path) -> (Vec<String>, Vec<String>) {
+    let text = std::fs::read_to_string(folder.join("gpu-check.json")).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let ids = json["rows"].as_array().unwrap().iter().map(|row| text(&row["id"]));
+    (ids.collect(), json["failures"].as_array().unwrap().iter().map(text).collect())
 }
 
 fn shim(name: &str) -> PathBuf {
