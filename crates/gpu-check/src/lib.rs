@@ -15,5 +15,6 @@ pub mod report;
 pub mod stages;
 mod tensor_vectors;
 pub mod tier;
+pub mod tiered;
 pub mod training;
 pub mod vectors;

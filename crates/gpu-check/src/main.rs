@@ -19,7 +19,7 @@ use gpu_check::benchmarks::{Bench, Sizes};
 use gpu_check::libraries::{self, LIBRARY_PATH};
 use gpu_check::stages::Run;
 use gpu_check::training::{self, TrainingSizes};
-use gpu_check::{collective, correctness, fused, processes, tier, vectors};
+use gpu_check::{collective, correctness, fused, processes, tier, tiered, vectors};
 
 /// A run ends by then, whatever happens: the limit is 8 minutes.
 const SECONDS_MAX: u64 = 470;
@@ -186,8 +186,11 @@ fn check(cli: &Cli, device: &Device, run: &Arc<Run>) {
     });
     measure_kernels(cli, device, &stream, &kernels, run);
     run.stage("training in fewer bits", is_alive, || training::quality(models, training, report));
-    run.stage("training at full speed", is_alive, || {
+    let resident = run.stage("training at full speed", is_alive, || {
         training::speed(models, training, &run.children, report)
+    });
+    run.stage("training through the tier", is_alive, || {
+        tiered::speed(models, place, training, resident.flatten(), report)
     });
 
     let exchanged = if cli.quick { processes::Sizes::QUICK } else { processes::Sizes::FULL };
