@@ -81,6 +81,7 @@ pub struct DeviceModel {
     rates: Upload,
     rates_there: Buffer, // [2]
     rows_summed: Event,
+    dense_update: Recorded,
     steps: u32,
     gradients_ready: bool,
     shared: bool,                   // whether a session may work in the slots
@@ -112,6 +113,13 @@ enum Work {
     ToWeights,
     /// Forward to the probabilities.
     Predict,
+}
+
+/// The update of the dense part: done once by itself, then recorded, then played.
+#[derive(Default)]
+struct Recorded {
+    is_done: bool,
+    graph: Option<Graph>,
 }
 
 /// Everything that follows from the size of a batch.
@@ -200,6 +208,7 @@ impl DeviceModel {
             rates,
             rates_there,
             rows_summed,
+            dense_update: Recorded::default(),
             steps,
             gradients_ready: false,
             shared: false,
@@ -308,18 +317,24 @@ impl DeviceModel {
             }
         };
         self.rates.values(0, 2)?.copy_from_slice(&rates);
-        let Machine { compute, kernels, .. } = &self.machine;
-        self.rates.send(compute, 0, 8, &self.rates_there)?;
-        let Arena { weights, gradient, states, .. } = &self.arena;
-        kernels.step_dense(
-            compute,
-            rule(optimizer),
-            weights,
-            states,
-            gradient,
-            &self.rates_there,
-        )?;
-        shorten(&self.machine, &self.arena)
+        let (machine, arena, rates_there) = (&self.machine, &self.arena, &self.rates_there);
+        let Machine { compute, kernels, .. } = machine;
+        self.rates.send(compute, 0, 8, rates_there)?;
+        let order = || -> Result<()> {
+            let Arena { weights, gradient, states, .. } = arena;
+            kernels.step_dense(compute, rule(optimizer), weights, states, gradient, rates_there)?;
+            shorten(machine, arena)
+        };
+        let dense_update = &mut self.dense_update;
+        if !self.options.graphs || !dense_update.is_done {
+            dense_update.is_done = true;
+            return order();
+        }
+        if dense_update.graph.is_none() {
+            dense_update.graph = Some(Graph::record(compute, order)?);
+        }
+        let graph = dense_update.graph.as_ref().expect("it is recorded");
+        Ok(graph.play(compute)?)
     }
 
     /// As [`Model::predict`].
