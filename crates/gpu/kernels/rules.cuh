@@ -8,6 +8,14 @@ typedef unsigned long long u64;
 
 #define ALL_OF_A_WARP 0xffffffffu
 
+// What find_not_finite leaves where all gradients are finite.
+#define ALL_FINITE (~0ull)
+
+// Whether the gradients of an update are refused: it then changes nothing. `first` may be null.
+__device__ __forceinline__ bool refused(const u64* first) {
+    return first != nullptr && *first != ALL_FINITE;
+}
+
 // Threads that share a row where a rule needs the whole of it, and so partial sums of its squares:
 // lane l takes the elements l, l + 8, ...
 #define ROW_LANES 8u

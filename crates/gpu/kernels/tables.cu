@@ -48,7 +48,8 @@ struct UpdateRun {
 extern "C" __global__ void update_tables(
     const u64* __restrict__ addresses, const u64* __restrict__ states,
     const float* __restrict__ gradients, const UpdateRun* __restrict__ runs, u32 n_runs, u64 n,
-    float rate) {
+    float rate, const u64* __restrict__ first_refused) {
+    if (refused(first_refused)) return;
     const u64 thread = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     const u64 groups = (u64)gridDim.x * blockDim.x / ROW_LANES, group = thread / ROW_LANES;
     const u32 lane = threadIdx.x % ROW_LANES;

@@ -46,19 +46,19 @@ pub struct RowsUpdated<'a> {
 /// As the kernel has it.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct GatherRun {
-    begin: u64, // part of a row, of all
-    floats: u64,
-    row: u32,
-    parts: u32, // of a row
-    by_four: u32,
-    unused: u32,
+pub(crate) struct GatherRun {
+    pub begin: u64, // part of a row, of all
+    pub floats: u64,
+    pub row: u32,
+    pub parts: u32, // of a row
+    pub by_four: u32,
+    pub unused: u32,
 }
 
 /// As the kernel has it.
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct UpdateRun {
+pub(crate) struct UpdateRun {
     floats: u64,
     begin: u32, // row
     dim: u32,
@@ -323,7 +323,8 @@ impl Exchange {
                         None => states.fill(0),
                     }
                     self.floats.values()[float..float_end].copy_from_slice(own);
-                    self.updates.values()[launch.runs] = update_run(run, row, float);
+                    self.updates.values()[launch.runs] =
+                        UpdateRun::new(run.optimizer, run.floats, row as u32, float as u64);
                 }
                 launch = Launch { runs: launch.runs + 1, rows: end, floats: float_end, parts: 0 };
                 done = to;
@@ -350,6 +351,7 @@ impl Exchange {
             Value::U32(runs as u32),
             Value::U64(rows as u64),
             Value::F32(rate),
+            Value::U64(0), // the caller has looked at the gradients
         ];
         // SAFETY: as in `gather_launch`; eight threads share a row.
         let outcome = unsafe { self.run("update_tables", rows as u64 * 8, &values) };
@@ -408,13 +410,15 @@ impl Exchange {
     }
 }
 
-fn update_run(run: &RowsUpdated<'_>, row: usize, float: usize) -> UpdateRun {
-    let (rule, [beta1, beta2, eps]) = match *run.optimizer {
-        Optimizer::Sgd => (0, [0.0; 3]),
-        Optimizer::Adagrad { eps, .. } => (1, [0.0, 0.0, eps]),
-        Optimizer::RowWiseAdagrad { eps, .. } => (2, [0.0, 0.0, eps]),
-        Optimizer::Adam { beta1, beta2, eps } => (3, [beta1, beta2, eps]),
-    };
-    let (floats, begin, dim) = (float as u64, row as u32, run.floats);
-    UpdateRun { floats, begin, dim, rule, beta1, beta2, eps }
+impl UpdateRun {
+    /// Rows of so many floats from place `begin` on, whose gradients begin at `floats`.
+    pub(crate) fn new(optimizer: &Optimizer, dim: u32, begin: u32, floats: u64) -> Self {
+        let (rule, [beta1, beta2, eps]) = match *optimizer {
+            Optimizer::Sgd => (0, [0.0; 3]),
+            Optimizer::Adagrad { eps, .. } => (1, [0.0, 0.0, eps]),
+            Optimizer::RowWiseAdagrad { eps, .. } => (2, [0.0, 0.0, eps]),
+            Optimizer::Adam { beta1, beta2, eps } => (3, [beta1, beta2, eps]),
+        };
+        Self { floats, begin, dim, rule, beta1, beta2, eps }
+    }
 }

@@ -33,7 +33,7 @@ pub use collective::{Collective, Communicator, UniqueId, has_collective};
 pub use compile::{Code, compile, compiler_version, has_compiler};
 pub use dense::{BagTerms, Columns, DenseRule, Matrix, RowTerms};
 pub use device::{Device, Event, Stream};
-pub use direct::{Absent, Direct, DirectLists};
+pub use direct::{Absent, Direct, DirectLists, DirectRun};
 pub use error::{Error, NoCode, NoDevice, Result};
 pub use exchange::{Exchange, RowsGathered, RowsUpdated};
 pub use graph::Graph;

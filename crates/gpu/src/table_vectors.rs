@@ -27,7 +27,11 @@ pub(crate) fn cases() -> Vec<Case> {
     .enumerate()
     {
         cases.push(gather(800 + seed as u64, runs, blocks_max));
-        cases.push(update(800 + seed as u64, runs, blocks_max));
+        cases.push(update(800 + seed as u64, runs, blocks_max, None));
+    }
+    for first in [u64::MAX, 7] {
+        let runs = [(16, 20, ROW_WISE), (8, 11, Optimizer::Sgd)];
+        cases.push(update(820, &runs, 2, Some(first)));
     }
     cases
 }
@@ -79,7 +83,8 @@ fn gather(seed: u64, runs: &[Run], blocks_max: u32) -> Case {
     case("gather_tables", grid(parts as u64, blocks_max), arguments)
 }
 
-fn update(seed: u64, runs: &[Run], blocks_max: u32) -> Case {
+/// `first`: what a look at the gradients left, if there was one.
+fn update(seed: u64, runs: &[Run], blocks_max: u32, first: Option<u64>) -> Case {
     let rate = 0.05_f32;
     let (all, places) = rows(seed, runs.iter().map(|&(dim, n, _)| (dim, n)));
     let states_of = |&(dim, n, optimizer): &Run| (optimizer.state_floats(dim), n);
@@ -115,7 +120,8 @@ fn update(seed: u64, runs: &[Run], blocks_max: u32) -> Case {
         let rule = optim::Rule::new(&optimizer, dim, rate);
         let state_floats = optimizer.state_floats(dim);
         for i in row..row + n {
-            if let (Some(place), Some(state)) = (places[i], state_of(i)) {
+            let is_refused = first.is_some_and(|first| first != u64::MAX);
+            if let (Some(place), Some(state), false) = (places[i], state_of(i), is_refused) {
                 rule.apply(
                     &mut weights_after[place..place + dim],
                     &mut states_after[state..state + state_floats],
@@ -139,6 +145,7 @@ fn update(seed: u64, runs: &[Run], blocks_max: u32) -> Case {
         Argument::U32(runs.len() as u32),
         Argument::U64(row as u64),
         Argument::F32(rate),
+        first.map_or(Argument::U64(0), |first| buffer(&[first], &[first])),
     ];
     case("update_tables", grid(8 * row as u64, blocks_max), arguments)
 }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use gpu::{Absent, Buffer, DirectLists, Event};
+use gpu::{Absent, Buffer, DirectLists, DirectRun, Event};
 use table::{DeviceId, DevicePlaces, DeviceSlot, DeviceSlots, Key, SharedSlot};
 
 use super::steps::{alike, range_of};
@@ -89,9 +89,9 @@ impl DeviceTier {
         }
     }
 
-    fn spare_lists(&self, keys: usize, absent: &Absent) -> Option<DirectLists> {
+    fn spare_lists(&self, keys: usize, runs: usize, absent: &Absent) -> Option<DirectLists> {
         let mut spare = self.ordered.spare.lock();
-        let at = spare.iter().position(|lists| lists.hold(keys, absent))?;
+        let at = spare.iter().position(|lists| lists.hold(keys, runs, absent))?;
         Some(spare.swap_remove(at))
     }
 
@@ -316,15 +316,16 @@ impl Inner {
         }
         let absent = absent_of(runs, keys, &plan.embeddings);
         let (tier, rows) = (&plan.tier, &plan.embeddings);
-        let mut lists = match tier.spare_lists(rows.len(), &absent) {
+        let described: Vec<DirectRun> = runs.chunk_by(alike).map(direct_run).collect();
+        let mut lists = match tier.spare_lists(rows.len(), described.len(), &absent) {
             Some(lists) => lists,
-            None => self.lost(tier.direct.lists(rows.len(), &absent))?,
+            None => self.lost(tier.direct.lists(rows.len(), described.len(), &absent))?,
         };
         let has_states = runs.iter().any(|run| run.table.layout.state > 0);
         let states = if has_states { &plan.states[..] } else { &[] };
         // SAFETY: spare lists are those whose work is done; the addresses are the plan's, which
-        // lives until the work with the lists is done.
-        self.lost(unsafe { tier.direct.send(&mut lists, rows, states, &absent) })?;
+        // lives until the work with the lists is done; a batch has no row twice.
+        self.lost(unsafe { tier.direct.send(&mut lists, rows, states, &described, &absent) })?;
         Ok(plan.lists.get_or_init(|| lists))
     }
 }
@@ -347,16 +348,10 @@ impl Resolved {
     fn gather_into(&self, lists: &DirectLists, runs: &[Run], slot: &Slot) -> gpu::Result<()> {
         let direct = &self.tier.direct;
         self.begin(lists, slot)?;
-        let mut offset = 0;
-        for side_by_side in runs.chunk_by(|a, b| a.table.layout.dim == b.table.layout.dim) {
-            let (dim, keys) = (side_by_side[0].table.layout.dim, range_of(side_by_side));
-            let bytes = (keys.len() * dim) as u64 * FLOAT_BYTES;
-            let out = slot.rows.part(offset, bytes)?;
-            offset += bytes;
-            // SAFETY: the plan lives until the work is done, so that its rows stay where they are;
-            // others write them in the same stream, or after they waited for it (`quiet`).
-            unsafe { direct.gather(lists, keys, dim as u32, &out) }?;
-        }
+        let out = slot.rows.part(0, floats_of(runs) * FLOAT_BYTES)?;
+        // SAFETY: the plan lives until the work is done, so that its rows stay where they are;
+        // others write them in the same stream, or after they waited for it (`quiet`).
+        unsafe { direct.gather(lists, &out) }?;
         direct.end(lists, &slot.session_done)
     }
 
@@ -371,22 +366,27 @@ impl Resolved {
     ) -> gpu::Result<()> {
         let direct = &self.tier.direct;
         self.begin(lists, slot)?;
-        let floats: usize = runs.iter().map(|run| run.range.len() * run.table.layout.dim).sum();
-        direct.check(lists, &slot.gradients.part(0, floats as u64 * FLOAT_BYTES)?)?;
-        let mut offset = 0;
-        for side_by_side in runs.chunk_by(alike) {
-            let table = &side_by_side[0].table;
-            let (dim, keys) = (table.layout.dim, range_of(side_by_side));
-            let bytes = (keys.len() * dim) as u64 * FLOAT_BYTES;
-            let gradients = slot.gradients.part(offset, bytes)?;
-            offset += bytes;
-            let optimizer = &table.spec.optimizer;
-            // SAFETY: as above; a batch has no row twice.
-            unsafe { direct.update(lists, keys, optimizer, dim as u32, &gradients, rate) }?;
-        }
+        let gradients = slot.gradients.part(0, floats_of(runs) * FLOAT_BYTES)?;
+        direct.check(lists, &gradients)?;
+        // SAFETY: as above.
+        unsafe { direct.update(lists, &gradients, rate) }?;
         direct.tell(lists)?;
         direct.end(lists, &slot.session_done)
     }
+}
+
+/// Tables that lie side by side and are updated alike, as the device has them.
+fn direct_run(side_by_side: &[Run]) -> DirectRun {
+    let table = &side_by_side[0].table;
+    DirectRun {
+        rows: range_of(side_by_side).len(),
+        floats: table.layout.dim as u32,
+        optimizer: table.spec.optimizer,
+    }
+}
+
+fn floats_of(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| (run.range.len() * run.table.layout.dim) as u64).sum()
 }
 
 fn slot_of(places: &Places, slot: u32) -> Result<&Slot> {
