@@ -42,12 +42,43 @@ pub(crate) fn push(
 
 /// Looks until the worker's work is done; gives one up that has gone, after a while.
 fn look(session: &EngineSession, step: Step, slot: u32, gone: impl Fn() -> bool) -> Result<()> {
-    let mut since = None;
-    let given_up = || gone() && since.get_or_insert_with(Instant::now).elapsed() > PATIENCE;
+    let mut absence = Absence::default();
+    let given_up = || absence.is_too_long(gone(), Instant::now());
     if session.look_for_worker(slot, given_up)? {
         return Ok(());
     }
     tracing::warn!(session = session.number(), %step, "worker went before its work was done");
     let message = format!("{step}: the worker went before its work on the device was done");
     Err(Error::new(Code::Unavailable, message))
+}
+
+/// How long a worker has been gone.
+#[derive(Default)]
+struct Absence {
+    since: Option<Instant>,
+}
+
+impl Absence {
+    /// Takes note of whether it is gone now, and tells whether it is given up.
+    fn is_too_long(&mut self, is_gone: bool, now: Instant) -> bool {
+        is_gone && now.saturating_duration_since(*self.since.get_or_insert(now)) > PATIENCE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_given_up_two_seconds_after_it_was_seen_gone() {
+        let begun = Instant::now();
+        let at = |ms: u64| begun + Duration::from_millis(ms);
+        let mut absence = Absence::default();
+        assert!(!absence.is_too_long(false, at(0)));
+        assert!(!absence.is_too_long(false, at(60_000)), "it computes, however long");
+        assert!(!absence.is_too_long(true, at(60_001)));
+        assert!(!absence.is_too_long(true, at(62_001)));
+        assert!(absence.is_too_long(true, at(62_002)));
+        assert!(absence.is_too_long(true, at(90_000)));
+    }
 }

@@ -20,6 +20,7 @@ pub(super) struct Exchange {
 pub(super) enum Purpose {
     Stage(Step),
     Push(Step),
+    PushOnDevice(Step),
     Release(Step),
     /// The caller waits for it.
     Answer,
@@ -76,12 +77,21 @@ impl Exchange {
 
     /// Takes note of a push, after telling what an earlier request met.
     pub(super) fn begin_push(&self, step: Step) -> Result<u64> {
+        self.begin_push_as(Purpose::Push(step), step)
+    }
+
+    /// The same of a push whose gradients are on a device.
+    pub(super) fn begin_push_on_device(&self, step: Step) -> Result<u64> {
+        self.begin_push_as(Purpose::PushOnDevice(step), step)
+    }
+
+    fn begin_push_as(&self, purpose: Purpose, step: Step) -> Result<u64> {
         let mut state = self.state.lock();
         state.check()?;
         state.tell_deferred()?;
         state.check_staged(step)?;
         state.staged.remove(&step);
-        Ok(state.begin(Purpose::Push(step)))
+        Ok(state.begin(purpose))
     }
 
     /// Takes note of a release. `None`: the server never had the step, so there is nothing to send.
@@ -158,6 +168,7 @@ impl Exchange {
             (Purpose::Stage(step), Some(error)) => drop(state.refused_stages.insert(step, error)),
             (Purpose::Stage(_), None) => {}
             (Purpose::Push(step), error) => state.settle_push(step, error),
+            (Purpose::PushOnDevice(step), error) => state.settle_push_on_device(step, error),
             (Purpose::Release(step), error) => state.settle_release(step, error),
         }
         drop(state);
@@ -183,7 +194,10 @@ impl State {
         let id = self.next_id;
         self.next_id += 1;
         self.under_way.insert(id, purpose);
-        self.unsettled += usize::from(matches!(purpose, Purpose::Push(_) | Purpose::Release(_)));
+        self.unsettled += match purpose {
+            Purpose::Push(_) | Purpose::PushOnDevice(_) | Purpose::Release(_) => 1,
+            Purpose::Stage(_) | Purpose::Answer => 0,
+        };
         id
     }
 
@@ -210,6 +224,16 @@ impl State {
             let error = self.refused_stages.get(&step).cloned().unwrap_or(error);
             self.staged.insert(step);
             self.deferred.get_or_insert(error);
+        }
+    }
+
+    /// The device looks at the gradients when the server has let the step go: after those that are
+    /// not finite it is over, whereas whatever else was refused left it as it was.
+    fn settle_push_on_device(&mut self, step: Step, error: Option<Error>) {
+        let is_over = error.as_ref().is_some_and(|error| error.code() == Code::NotFinite);
+        self.settle_push(step, error);
+        if is_over {
+            self.staged.remove(&step);
         }
     }
 
@@ -273,6 +297,20 @@ mod tests {
         let push = exchange.begin_push(Step(0)).unwrap();
         answer(&exchange, push, None);
         exchange.settle().unwrap();
+    }
+
+    #[test]
+    fn a_push_on_a_device_is_over_after_gradients_that_are_not_finite_alone() {
+        for (code, is_over) in [(Code::NotFinite, true), (Code::Unavailable, false)] {
+            let exchange = Exchange::new();
+            exchange.begin_stage(Step(0), &LIMITS).unwrap();
+            exchange.begin_stage(Step(1), &LIMITS).unwrap();
+            let push = exchange.begin_push_on_device(Step(0)).unwrap();
+            answer(&exchange, push, Some(fault(code)));
+            assert_eq!(exchange.settle().unwrap_err().code(), code);
+            assert_eq!(exchange.begin_stage(Step(2), &LIMITS).is_ok(), is_over, "{code:?}");
+            assert_eq!(exchange.begin_push_on_device(Step(0)).is_err(), is_over, "{code:?}");
+        }
     }
 
     #[test]

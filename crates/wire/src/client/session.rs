@@ -238,7 +238,12 @@ impl Session for GrpcSession {
 
     fn push_on_device(&self, step: Step, slot: u32, learning_rate: f32) -> Result<()> {
         let push = proto::PushOnDevice { step: step.0, slot, learning_rate };
-        self.send(Asked::PushOnDevice(push), || self.exchange.begin_push(step)).map(|_| ())
+        // a rate that is no number is refused before the server looks at the step
+        let begin = || match learning_rate.is_finite() {
+            true => self.exchange.begin_push_on_device(step),
+            false => self.exchange.begin_push(step),
+        };
+        self.send(Asked::PushOnDevice(push), begin).map(|_| ())
     }
 }
 
