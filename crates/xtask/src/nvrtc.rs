@@ -28,8 +28,8 @@ pub(crate) fn installed() -> Option<PathBuf> {
     fetched.join("libnvrtc.so.13").exists().then_some(fetched)
 }
 
-/// Fetches the library unless it is there. Without Python or its registry it says so, and the tests
-/// that need it are skipped by name.
+/// Fetches the library unless it is there. Without it no test sees a kernel compile, so that not to
+/// have it is an error.
 pub(crate) fn provide(workspace: &Workspace) -> Result<()> {
     if let Some(folder) = installed() {
         eprintln!("xtask: CUDA's compiler is in {}", folder.display());
@@ -39,9 +39,8 @@ pub(crate) fn provide(workspace: &Workspace) -> Result<()> {
     let mut pip = Command::new("python3");
     pip.current_dir(&workspace.root);
     pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"]);
-    if let Err(error) = call(pip.arg(&partial).arg(PACKAGE)) {
-        eprintln!("xtask: kernels are not compiled here, for {PACKAGE} can't be had: {error:#}");
-        return Ok(());
-    }
+    call(pip.arg(&partial).arg(PACKAGE)).with_context(|| {
+        format!("fetch CUDA's compiler ({PACKAGE}), or name its folder by {NVRTC}")
+    })?;
     std::fs::rename(&partial, &folder).with_context(|| format!("move to {}", folder.display()))
 }

@@ -85,27 +85,29 @@ impl Workspace {
         Ok(self.build("benches")?.join("bench"))
     }
 
-    /// Builds the program that is carried to a GPU, which says of which commit it is, and tells
-    /// where it is.
-    pub(crate) fn build_gpu_check(&self) -> Result<PathBuf> {
-        let commit = self.commit();
-        let folder = self.build_with("gpu-check", &[("EMBEDDING_PS_COMMIT", &commit)])?;
-        Ok(folder.join("gpu-check"))
+    /// Builds the program that is carried to a GPU, which says of which commit it is, with what
+    /// archives there are in a folder in place of libraries, and tells where it is.
+    pub(crate) fn build_gpu_check(&self, archives: &Path) -> Result<PathBuf> {
+        let mut build = self.cargo();
+        build.args(["rustc", "--release", "--package", "gpu-check", "--bin", "gpu-check", "--"]);
+        build.arg("-L").arg(format!("native={}", archives.display()));
+        call(build.env("EMBEDDING_PS_COMMIT", self.commit()))?;
+        Ok(self.target_folder()?.join("release/gpu-check"))
     }
 
     /// Builds the binaries of a package and tells their folder.
     fn build(&self, package: &str) -> Result<PathBuf> {
-        self.build_with(package, &[])
+        let mut build = self.cargo();
+        call(build.args(["build", "--release", "--package", package, "--bins"]))?;
+        Ok(self.target_folder()?.join("release"))
     }
 
-    fn build_with(&self, package: &str, variables: &[(&str, &str)]) -> Result<PathBuf> {
-        let mut build = self.cargo();
-        build.args(["build", "--release", "--package", package, "--bins"]);
-        call(build.envs(variables.iter().copied()))?;
+    /// The folder of all that is built.
+    pub(crate) fn target_folder(&self) -> Result<PathBuf> {
         let mut command = MetadataCommand::new();
         command.cargo_path(&self.cargo).current_dir(&self.root).no_deps();
         let metadata = command.exec().context("read cargo metadata")?;
-        Ok(metadata.target_directory.into_std_path_buf().join("release"))
+        Ok(metadata.target_directory.into_std_path_buf())
     }
 
     /// The commit that is checked out, with `+` where files differ from it.
