@@ -23,6 +23,8 @@ mod killed;
 mod plain_loop;
 #[path = "integration/predict.rs"]
 mod predict;
+#[path = "integration/pulls_ahead.rs"]
+mod pulls_ahead;
 #[path = "integration/pytorch.rs"]
 mod pytorch;
 #[path = "integration/quality.rs"]

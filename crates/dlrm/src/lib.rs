@@ -22,6 +22,7 @@ mod optimizer;
 mod parameter;
 mod pooling;
 pub mod reference;
+mod row_terms;
 mod sheet;
 mod step;
 mod tile;

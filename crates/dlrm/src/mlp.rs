@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::DenseOptimizer;
 use crate::kernels::{Finish, LANES, Left, PANEL, Right, Term, add_rows, product, turn};
 use crate::parameter::{Tensor, TensorPart};
-use crate::sheet::Sheet;
+use crate::sheet::{Sheet, SheetRows};
 
 /// Tiles whose terms of a weight gradient are summed in registers before memory sees their sum.
 const TERMS: usize = 2;
@@ -142,7 +142,7 @@ impl Mlp {
         &self,
         samples: usize,
         tiles: &mut [LayerTile],
-        mut input_gradient: Option<&mut Sheet>, // [samples, inputs]
+        mut input_gradient: Option<SheetRows<'_>>, // [samples, inputs]
     ) {
         if let (Some(layer), Some(LayerTile { output, gradient })) =
             (self.layers.last(), tiles.last_mut())
@@ -156,7 +156,7 @@ impl Mlp {
             let (target, finish) = match (before.last_mut(), input_gradient.take()) {
                 (Some(LayerTile { output, gradient }), wanted) => {
                     input_gradient = wanted;
-                    (gradient, Finish::Cut { by: output.rows(samples) })
+                    (gradient.part_mut(samples), Finish::Cut { by: output.rows(samples) })
                 }
                 (None, Some(target)) => (target, Finish::Set),
                 (None, None) => continue,
@@ -168,8 +168,7 @@ impl Mlp {
                 inner: layer.outputs,
             };
             let shape = (samples, layer.inputs.next_multiple_of(LANES));
-            let stride = target.stride();
-            product(&[term], shape, target.rows_mut(samples), stride, finish);
+            product(&[term], shape, target.values, target.stride, finish);
         }
     }
 

@@ -1,11 +1,12 @@
-//! The model: weights, tiles and threads put together. A training step is `forward_backward`, then
+//! The model: weights, tiles and threads put together. A training step is `rows_first`, then
 //! `apply_dense`; between them the caller may send the rows' gradients on their way.
 
 use std::fmt;
 
-use crate::mlp::{Mlp, Panel, Strip};
+use crate::mlp::{Mlp, Strip};
 use crate::parameter::{Parameter, Tensor};
-use crate::pooling::{RowRegion, row_regions};
+use crate::row_terms::{RowTerms, Vectors};
+use crate::sheet::{Sheet, SheetRows};
 use crate::step::{PredictInput, StepInput};
 use crate::tile::{self, Part, Shared, Tile};
 use crate::workers::Workers;
@@ -34,9 +35,12 @@ pub struct Model {
     /// Steps applied, which Adam counts.
     pub(crate) steps: u32,
     tiles: Vec<Tile>,
+    /// By x, e1, …, eM of each sample.
+    features_gradient: Sheet, // [batch_max, feature width]
+    row_terms: RowTerms,
     batch_max: usize,
     workers: Workers,
-    gradients_ready: bool,
+    gradients: Gradients,
     /// Samples of the next batch that went through the bottom MLP already.
     begun: Option<usize>,
     /// Whether weights have changed that are not laid out for the products.
@@ -45,10 +49,15 @@ pub struct Model {
     step_traced: Option<u64>,
 }
 
-/// What can be computed side by side once every tile has gone backward.
-enum Sum<'a> {
-    Weights(Part, Panel<'a>),
-    Rows(RowRegion<'a>),
+/// How far the gradients of the weights are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gradients {
+    /// Applied, or there were none.
+    None,
+    /// So many tiles have their terms, whose sums are not taken yet.
+    Terms { tiles: usize, step_traced: Option<u64> },
+    /// Summed.
+    Ready,
 }
 
 impl Model {
@@ -63,8 +72,10 @@ impl Model {
     ) -> Result<Self> {
         architecture.validate()?;
         optimizer.validate()?;
-        if batch_max == 0 || u32::try_from(batch_max).is_err() {
-            let (found, expected) = (batch_max.to_string(), "1 to 2^32 - 1".to_owned());
+        // places among the pooled vectors have 32 bits
+        let most = u32::MAX as usize / Sheet::new(0, architecture.feature_width()).stride();
+        if !(1..=most).contains(&batch_max) {
+            let (found, expected) = (batch_max.to_string(), format!("1 to {most}"));
             return Err(Error::Field { field: "largest batch", found, expected });
         }
         let bottom = Mlp::draw("bot_l", &architecture.mlp_bottom, true, seed, optimizer);
@@ -72,8 +83,10 @@ impl Model {
         let rows = tile::rows_of(batch_max);
         let tile = |_| Tile::new(&architecture, &bottom, &top, rows);
         let tiles = (0..tile::count_max(batch_max)).map(tile).collect();
-        let workers = Workers::new(threads)?;
-        let (steps, gradients_ready, begun, stale, step_traced) = (0, false, None, true, None);
+        let features_gradient = Sheet::new(batch_max, architecture.feature_width());
+        let (row_terms, workers) = (RowTerms::default(), Workers::new(threads)?);
+        let (steps, gradients, begun, stale) = (0, Gradients::None, None, true);
+        let step_traced = None;
         Ok(Self {
             architecture,
             optimizer,
@@ -81,9 +94,11 @@ impl Model {
             top,
             steps,
             tiles,
+            features_gradient,
+            row_terms,
             batch_max,
             workers,
-            gradients_ready,
+            gradients,
             begun,
             stale,
             step_traced,
@@ -127,10 +142,11 @@ impl Model {
             let expected = format!("{batch} samples x {width}");
             return Err(Error::Shape { what: "dense", found: dense.len(), expected });
         }
+        self.sum_weights(); // of the step before, whose activations this replaces
         self.lay_out();
         let rows = tile::rows_of(batch);
         let Self { bottom, tiles, workers, .. } = self;
-        workers.for_each(&mut tiles[..batch.div_ceil(rows)], |t, tile| {
+        workers.for_each(tiles[..batch.div_ceil(rows)].iter_mut(), |t, tile| {
             let _span = span!("forward bottom", step);
             tile.forward_bottom(bottom, dense, width, t * rows..batch.min((t + 1) * rows));
         });
@@ -148,21 +164,35 @@ impl Model {
         input: &StepInput<'_>,
         row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
     ) -> Result<f32> {
+        let loss = self.rows_first(input, row_gradients)?;
+        self.sum_weights();
+        Ok(loss)
+    }
+
+    /// As [`Model::forward_backward`], but the sums of the dense gradients are left to
+    /// [`Model::apply_dense`]: a third of a step's products, which need no row. While they are
+    /// computed, the rows' gradients may be on their way and the next rows may come.
+    pub fn rows_first(
+        &mut self,
+        input: &StepInput<'_>,
+        row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
+    ) -> Result<f32> {
         let &StepInput { dense, labels, rows, features } = input;
         let input = &PredictInput { dense, rows, features };
-        self.gradients_ready = false;
+        self.gradients = Gradients::None;
         let step = self.step_traced.take();
         self.check(input, labels.len())?;
         if row_gradients.len() != rows.len() {
             let (what, expected) = ("row gradients", format!("{}, as the rows", rows.len()));
             return Err(Error::Shape { what, found: row_gradients.len(), expected });
         }
-        let tiles = self.run_tiles(input, labels.len(), step, |tile, shared| {
+        self.list_terms(input, step)?;
+        let tiles = self.run_tiles(input, labels.len(), step, |tile, shared, gradient| {
             let _span = span!("backward", step);
-            tile.backward(shared, shared.architecture.loss, labels);
+            tile.backward(shared, shared.architecture.loss, labels, gradient);
         });
-        self.sum_gradients(input, tiles, step, row_gradients);
-        self.gradients_ready = true;
+        self.sum_rows(labels.len(), step, row_gradients);
+        self.gradients = Gradients::Terms { tiles, step_traced: step };
         let loss_sum: f64 = self.tiles[..tiles].iter().map(Tile::loss_sum).sum();
         Ok((loss_sum / labels.len() as f64) as f32)
     }
@@ -171,24 +201,25 @@ impl Model {
     ///
     /// The caller guarantees that there was one since the last call; otherwise it panics.
     pub fn apply_dense(&mut self, learning_rate: f32) {
-        assert!(self.gradients_ready, "apply_dense without gradients");
-        self.gradients_ready = false;
+        self.sum_weights();
+        assert!(self.gradients == Gradients::Ready, "apply_dense without gradients");
+        self.gradients = Gradients::None;
         self.steps = self.steps.saturating_add(1);
         let (optimizer, steps) = (self.optimizer, self.steps);
         (self.stale, self.begun) = (false, None);
-        self.for_each_strip(|strip| strip.apply(optimizer, steps, learning_rate));
+        self.for_each_strip(|mut strip| strip.apply(optimizer, steps, learning_rate));
     }
 
     /// Lays weights out that have changed since.
     fn lay_out(&mut self) {
         if std::mem::take(&mut self.stale) {
-            self.for_each_strip(|strip| strip.lay_out());
+            self.for_each_strip(|mut strip| strip.lay_out());
         }
     }
 
-    fn for_each_strip(&mut self, each: impl Fn(&mut Strip<'_>) + Sync) {
-        let mut strips: Vec<_> = self.top.strips().chain(self.bottom.strips()).collect();
-        self.workers.for_each(&mut strips, |_, strip| each(strip));
+    fn for_each_strip(&mut self, each: impl Fn(Strip<'_>) + Sync) {
+        let Self { bottom, top, workers, .. } = self;
+        workers.for_each(top.strips().chain(bottom.strips()), |_, strip| each(strip));
     }
 
     /// The probabilities of a batch, in its order.
@@ -200,7 +231,8 @@ impl Model {
         let batch = probabilities.len();
         self.begun = None; // by other dense values
         self.check(input, batch)?;
-        let tiles = self.run_tiles(input, batch, None, |_, _| ());
+        self.sum_weights(); // of the step before, whose activations this replaces
+        let tiles = self.run_tiles(input, batch, None, |_, _, _| ());
         let rows = tile::rows_of(batch);
         for (tile, target) in self.tiles[..tiles].iter().zip(probabilities.chunks_mut(rows)) {
             tile.probabilities(target);
@@ -245,21 +277,24 @@ impl Model {
         input.check(&self.architecture, batch)
     }
 
-    /// Every tile of the batch forward, then through `then`. Returns how many there are.
+    /// Every tile of the batch forward, then through `then`, with its part of the features'
+    /// gradient. Returns how many there are.
     fn run_tiles(
         &mut self,
         input: &PredictInput<'_>,
         batch: usize,
         step: Option<u64>,
-        then: impl Fn(&mut Tile, Shared<'_>) + Sync,
+        then: impl Fn(&mut Tile, Shared<'_>, SheetRows<'_>) + Sync,
     ) -> usize {
         self.lay_out();
         let begun = self.begun.take() == Some(batch);
         let rows = tile::rows_of(batch);
         let tiles = batch.div_ceil(rows);
-        let Self { architecture, bottom, top, tiles: all, workers, .. } = self;
+        let Self { architecture, bottom, top, tiles: all, workers, features_gradient, .. } = self;
         let shared = Shared { architecture, bottom, top, input };
-        workers.for_each(&mut all[..tiles], |t, tile| {
+        let stride = features_gradient.stride();
+        let gradients = features_gradient.rows_mut(batch).chunks_mut(rows * stride);
+        workers.for_each(all[..tiles].iter_mut().zip(gradients), |t, (tile, values)| {
             let span = span!("forward", step);
             if !begun {
                 let samples = t * rows..batch.min((t + 1) * rows);
@@ -267,39 +302,49 @@ impl Model {
             }
             tile.forward_top(shared);
             drop(span);
-            then(tile, shared);
+            then(tile, shared, SheetRows { values, stride });
         });
         tiles
     }
 
-    /// Sums over the tiles, in their order: the weights' gradients and the rows'.
-    fn sum_gradients(
+    /// Lists of which pooled vectors each row is a part.
+    fn list_terms(&mut self, input: &PredictInput<'_>, step: Option<u64>) -> Result<()> {
+        let _span = span!("list rows", step);
+        let Self { architecture, features_gradient, row_terms, workers, .. } = self;
+        let dim = architecture.sparse_feature_size;
+        let (first, stride) = (architecture.bottom_output(), features_gradient.stride());
+        let vectors = Vectors { first, dim, stride };
+        row_terms.list(input.features, input.rows.len() / dim, vectors, workers)
+    }
+
+    /// Sums the rows' gradients over the samples, in their order.
+    fn sum_rows(
         &mut self,
-        input: &PredictInput<'_>,
-        tiles: usize,
+        batch: usize,
         step: Option<u64>,
         row_gradients: &mut [f32], // [n_unique, sparse_feature_size]
     ) {
-        let Self { architecture, bottom, top, .. } = self;
-        let (architecture, tiles) = (&*architecture, &self.tiles[..tiles]);
-        let (dim, width) = (architecture.sparse_feature_size, tiles[0].features_stride());
-        let first = architecture.bottom_output();
-        let top = top.panels(PANEL_OUTPUTS).map(|panel| Sum::Weights(Part::Top, panel));
-        let bottom = bottom.panels(PANEL_OUTPUTS).map(|panel| Sum::Weights(Part::Bottom, panel));
-        let rows = row_regions(input.features, dim, row_gradients).into_iter().map(Sum::Rows);
-        // what one thread alone must do comes first, so that no other waits for it in the end
-        let mut sums: Vec<Sum<'_>> = rows.chain(top).chain(bottom).collect();
-        self.workers.for_each(&mut sums, |_, sum| match sum {
-            Sum::Weights(part, panel) => {
-                let _span = span!("sum weight gradients", step);
-                let (part, layer) = (*part, panel.layer);
-                panel.fill(tiles.len(), |t| tiles[t].term(part, layer));
-            }
-            Sum::Rows(region) => {
-                let _span = span!("sum row gradients", step);
-                let tiles = tiles.iter().map(Tile::features_gradient);
-                region.fill(input.features, dim, first, width, tiles);
-            }
+        let Self { architecture, features_gradient, row_terms, workers, .. } = self;
+        let vectors = features_gradient.rows(batch);
+        let shares = row_terms.shares(architecture.sparse_feature_size, row_gradients);
+        workers.for_each(shares, |_, share| {
+            let _span = span!("sum row gradients", step);
+            share.fill(vectors);
+        });
+    }
+
+    /// Sums the weights' gradients over the tiles, in their order, if that is not done.
+    fn sum_weights(&mut self) {
+        let Gradients::Terms { tiles, step_traced } = self.gradients else { return };
+        self.gradients = Gradients::Ready;
+        let Self { bottom, top, tiles: all, workers, .. } = self;
+        let tiles = &all[..tiles];
+        let top = top.panels(PANEL_OUTPUTS).map(|panel| (Part::Top, panel));
+        let bottom = bottom.panels(PANEL_OUTPUTS).map(|panel| (Part::Bottom, panel));
+        workers.for_each(top.chain(bottom), |_, (part, mut panel)| {
+            let _span = span!("sum weight gradients", step_traced);
+            let layer = panel.layer;
+            panel.fill(tiles.len(), |t| tiles[t].term(part, layer));
         });
     }
 }

@@ -156,7 +156,7 @@ impl Network {
         }
     }
 
-    /// As [`Model::forward_backward`], of a batch whose rows were put into [`Network::rows`].
+    /// As [`Model::rows_first`], of a batch whose rows were put into [`Network::rows`].
     pub fn forward_backward(
         &mut self,
         input: &PulledInput<'_>,
@@ -166,7 +166,7 @@ impl Network {
             Computed::Host(model) => {
                 let &PulledInput { dense, labels, features } = input;
                 let input = StepInput { dense, labels, rows: &self.rows, features };
-                model.forward_backward(&input, row_gradients)
+                model.rows_first(&input, row_gradients)
             }
             Computed::Device(model) => model.forward_backward(input, row_gradients),
         }

@@ -13,7 +13,8 @@ pub struct Parameter<'a> {
     pub shape: &'a [usize],
     /// Its values, row after row.
     pub values: &'a [f32],
-    /// The gradient of the last step, of the same shape.
+    /// The gradient of the last step, of the same shape; after [`crate::Model::rows_first`] that of
+    /// the step before, until it is applied.
     pub gradient: &'a [f32],
 }
 

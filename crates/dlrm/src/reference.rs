@@ -4,7 +4,9 @@
 pub use crate::loss::probability;
 
 use crate::interaction::Dots;
-use crate::pooling::{pool, row_regions};
+use crate::pooling::pool;
+use crate::row_terms::{RowTerms, Vectors};
+use crate::workers::Workers;
 use crate::{FeatureRows, Loss};
 
 /// Vector 0 of a sample as it is, then the products of its vectors, in a step's order.
@@ -65,10 +67,10 @@ pub fn row_gradients(
     n_unique: usize,
 ) -> Vec<f32> {
     let mut gradients = vec![0.0; n_unique * dim];
-    for mut region in row_regions(features, dim, &mut gradients) {
-        let width = (features.len() + 1) * dim;
-        region.fill(features, dim, dim, width, std::iter::once(upstream));
-    }
+    let vectors = Vectors { first: dim, dim, stride: (features.len() + 1) * dim };
+    let (mut terms, mut workers) = (RowTerms::default(), Workers::new(1).expect("no more threads"));
+    terms.list(features, n_unique, vectors, &mut workers).expect("lists of fewer than 2^32");
+    terms.shares(dim, &mut gradients).for_each(|share| share.fill(upstream));
     gradients
 }
 

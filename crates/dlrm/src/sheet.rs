@@ -20,6 +20,12 @@ pub(crate) struct Sheet {
     stride: usize,
 }
 
+/// Some rows of a sheet, to be written.
+pub(crate) struct SheetRows<'a> {
+    pub values: &'a mut [f32], // [rows, stride]
+    pub stride: usize,
+}
+
 impl Sheet {
     /// Rows of `width` floats, a line or more apart.
     pub(crate) fn new(rows: usize, width: usize) -> Self {
@@ -47,6 +53,12 @@ impl Sheet {
     /// The first rows, with all that lies between them.
     pub(crate) fn rows_mut(&mut self, count: usize) -> &mut [f32] {
         &mut bytemuck::cast_slice_mut(&mut self.lines)[..count * self.stride]
+    }
+
+    /// The first rows.
+    pub(crate) fn part_mut(&mut self, count: usize) -> SheetRows<'_> {
+        let stride = self.stride;
+        SheetRows { values: self.rows_mut(count), stride }
     }
 
     /// All floats.

@@ -117,9 +117,13 @@ impl FeatureRows<'_> {
             let expected = format!("{}, one for each index of feature {feature}", indices.len());
             return Err(Error::Shape { what: "weights", found: weights.len(), expected });
         }
-        match indices.iter().position(|&index| index as usize >= rows) {
-            None => Ok(()),
-            Some(place) => Err(Error::Index { feature, place, found: indices[place], rows }),
+        // one pass without branches for the usual case; the culprit is looked for afterwards
+        let largest = indices.iter().fold(0, |largest, &index| index.max(largest));
+        if indices.is_empty() || (largest as usize) < rows {
+            return Ok(());
         }
+        let place = indices.iter().position(|&index| index as usize >= rows);
+        let place = place.expect("the largest index is one of them");
+        Err(Error::Index { feature, place, found: indices[place], rows })
     }
 }

@@ -9,7 +9,7 @@ use crate::interaction::Dots;
 use crate::loss::probability;
 use crate::mlp::{LayerTile, Mlp, PanelTerm};
 use crate::pooling::pool;
-use crate::sheet::Sheet;
+use crate::sheet::{Sheet, SheetRows};
 use crate::step::PredictInput;
 use crate::{Architecture, Interaction, Loss};
 
@@ -38,8 +38,7 @@ pub(crate) struct Tile {
     dense: Sheet, // [tile rows, dense width]
     bottom: Vec<LayerTile>,
     top: Vec<LayerTile>,
-    features: Sheet,          // [tile rows, feature width]: x, e1, …, eM
-    features_gradient: Sheet, // [tile rows, feature width]
+    features: Sheet, // [tile rows, feature width]: x, e1, …, eM
     crossing: Option<Crossing>,
     loss_sum: f64,
 }
@@ -82,7 +81,6 @@ impl Tile {
             bottom: bottom.tile(rows),
             top: top.tile(rows),
             features: Sheet::new(rows, width),
-            features_gradient: Sheet::new(rows, width),
             crossing: match architecture.interaction {
                 Interaction::Dot => Some(crossing(false)),
                 Interaction::DotWithItself => Some(crossing(true)),
@@ -149,8 +147,14 @@ impl Tile {
     }
 
     /// From the labels of the samples that went forward to the gradient of every layer and of the
-    /// pooled features.
-    pub(crate) fn backward(&mut self, shared: Shared<'_>, loss: Loss, labels: &[f32]) {
+    /// pooled features, which it writes.
+    pub(crate) fn backward(
+        &mut self,
+        shared: Shared<'_>,
+        loss: Loss,
+        labels: &[f32],
+        features_gradient: SheetRows<'_>, // [samples, feature width]
+    ) {
         let Shared { architecture, bottom, top, .. } = shared;
         let (n, batch) = (self.samples.len(), labels.len());
         let x_width = architecture.bottom_output();
@@ -166,13 +170,15 @@ impl Tile {
             gradient[0] = slope;
         }
 
-        let width = self.features.stride();
+        let (width, SheetRows { values, stride }) = (self.features.stride(), features_gradient);
         match &mut self.crossing {
-            None => top.backward(n, &mut self.top, Some(&mut self.features_gradient)),
+            None => {
+                top.backward(n, &mut self.top, Some(SheetRows { values: &mut *values, stride }))
+            }
             Some(Crossing { dots, crossed_gradient, .. }) => {
-                top.backward(n, &mut self.top, Some(&mut *crossed_gradient));
+                top.backward(n, &mut self.top, Some(crossed_gradient.part_mut(n)));
                 let features = self.features.rows(n).chunks_exact(width);
-                let gradients = self.features_gradient.rows_mut(n).chunks_exact_mut(width);
+                let gradients = values.chunks_exact_mut(stride);
                 let crossed = crossed_gradient.rows(n).chunks_exact(crossed_gradient.stride());
                 for (crossed, (features, gradient)) in crossed.zip(features.zip(gradients)) {
                     let (x, products) =
@@ -185,10 +191,9 @@ impl Tile {
         }
 
         let last = self.bottom.last_mut().expect("an MLP has a layer");
-        let stride = last.gradient.stride();
-        let x_gradient = last.gradient.rows_mut(n).chunks_exact_mut(stride);
-        let gradient = self.features_gradient.rows(n).chunks_exact(width);
-        for (target, row) in x_gradient.zip(gradient) {
+        let last_stride = last.gradient.stride();
+        let x_gradient = last.gradient.rows_mut(n).chunks_exact_mut(last_stride);
+        for (target, row) in x_gradient.zip(values.chunks_exact(stride)) {
             target[..x_width].copy_from_slice(&row[..x_width]);
         }
         bottom.backward(n, &mut self.bottom, None);
@@ -197,16 +202,6 @@ impl Tile {
     /// The sum of the samples' losses.
     pub(crate) fn loss_sum(&self) -> f64 {
         self.loss_sum
-    }
-
-    /// The gradient by x, e1, …, eM: [samples, [`Self::features_stride`]].
-    pub(crate) fn features_gradient(&self) -> &[f32] {
-        self.features_gradient.rows(self.samples.len())
-    }
-
-    /// Floats from one sample's features to the next one's.
-    pub(crate) fn features_stride(&self) -> usize {
-        self.features_gradient.stride()
     }
 
     /// This tile's term of a layer's weight gradient.

@@ -32,12 +32,18 @@ impl Workers {
     }
 
     /// Calls `each` once with every item and its place. Threads take items in their order, each the
-    /// next when it is done with one, so that none waits beside work that another set aside.
-    pub(crate) fn for_each<T: Send>(&self, items: &mut [T], each: impl Fn(usize, &mut T) + Sync) {
+    /// next when it is done with one, so that none waits beside work that another set aside. The
+    /// iterator makes items while others wait for theirs: it must be quick about it.
+    pub(crate) fn for_each<I>(&self, items: I, each: impl Fn(usize, I::Item) + Sync)
+    where
+        I: Iterator + Send,
+    {
+        // one item needs no help; how many there are, not every iterator knows
+        let helping = items.size_hint().1.map_or(usize::MAX, |most| most.saturating_sub(1));
         match &self.others {
-            Some(others) if items.len() > 1 => {
-                let helping = others.current_num_threads().min(items.len() - 1);
-                let queue = Mutex::new(items.iter_mut().enumerate());
+            Some(others) if helping > 0 => {
+                let helping = others.current_num_threads().min(helping);
+                let queue = Mutex::new(items.enumerate());
                 let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let work = || {
                     while let Some((i, item)) = next() {
@@ -49,7 +55,7 @@ impl Workers {
                     work();
                 });
             }
-            _ => items.iter_mut().enumerate().for_each(|(i, item)| each(i, item)),
+            _ => items.enumerate().for_each(|(i, item)| each(i, item)),
         }
     }
 }

@@ -126,6 +126,8 @@ fn train(
         model: &mut training.model,
         on_device,
         late: VecDeque::new(),
+        ahead: None,
+        pulls_ahead: false,
         tests: training.evaluation.as_ref().zip(args.test_freq).map(|(evaluation, every)| Tests {
             evaluation,
             every,
@@ -160,7 +162,10 @@ fn train(
         let mut pusher = Pusher::start(scope, session)?;
         let outcome = steps.run(&staged, &spare, &mut pusher);
         tally.cancel.store(true, Ordering::Relaxed);
-        for left in staged.iter().flatten() {
+        if steps.pulls_ahead {
+            let _ = pusher.pulled(); // nobody waits for its rows any more
+        }
+        for left in steps.ahead.take().into_iter().chain(&staged).flatten() {
             let _ = session.release(Step(left.step)); // the outcome tells what went wrong first
         }
         outcome
@@ -204,6 +209,10 @@ struct Steps<'a> {
     on_device: bool,
     /// Steps whose loss the device has yet to tell.
     late: VecDeque<Late>,
+    /// The next step, if it was there before this one was done.
+    ahead: Option<Result<Staged>>,
+    /// Whether its rows are on their way.
+    pulls_ahead: bool,
     tests: Option<Tests<'a>>,
     print_freq: Option<u64>,
     /// Batches of an epoch, once they are known.
@@ -234,9 +243,12 @@ impl Steps<'_> {
         let mut told = Told::default();
         while !self.stop.load(Ordering::Relaxed) {
             let waiting = Instant::now();
-            let next = {
-                let _span = span!("wait for a staged step", self.report.steps);
-                staged.recv()
+            let next = match self.ahead.take() {
+                Some(next) => Ok(next),
+                None => {
+                    let _span = span!("wait for a staged step", self.report.steps);
+                    staged.recv()
+                }
             };
             let Ok(next) = next else {
                 self.end_epoch(&mut told, pusher, &mut progress)?;
@@ -253,7 +265,7 @@ impl Steps<'_> {
             let stepped = if self.on_device {
                 self.step_on_device(&next)
             } else {
-                self.step(&next, pusher).map(Some)
+                self.step(&next, staged, pusher).map(Some)
             };
             let stepped = stepped.map_err(|error| {
                 let _ = self.session.release(Step(next.step));
@@ -389,16 +401,22 @@ impl Steps<'_> {
         Ok(passed)
     }
 
-    /// One step: the pull sees the push before it; the push runs beside the dense update, and the
-    /// pull beside what the network computes without rows.
-    fn step(&mut self, staged: &Staged, pusher: &mut Pusher) -> Result<Trained> {
+    /// One step: the pull sees the push before it. The push, and the next step's pull behind it, run
+    /// beside what of the step needs no row: the dense gradients' sums and their update, and what
+    /// the network computes of the next step without rows.
+    fn step(
+        &mut self,
+        staged: &Staged,
+        later: &Receiver<Result<Staged>>,
+        pusher: &mut Pusher,
+    ) -> Result<Trained> {
         let (step, dim) = (staged.step, self.model.architecture().sparse_feature_size);
         let floats = staged.unique.keys.len() * dim;
         self.model.trace_step((step < STEPS_MAX).then_some(step));
-        let beside = if floats < FLOATS_BESIDE { None } else { self.model.take_rows(floats) };
-        let pulled = match beside {
-            Some(rows) => self.pull_beside(staged, rows, pusher)?,
-            None => self.pull(Step(step), floats, pusher)?,
+        let pulled = if std::mem::take(&mut self.pulls_ahead) || self.pull_beside(staged, pusher) {
+            self.begin_beside_pull(staged, pusher)?
+        } else {
+            self.pull(Step(step), floats, pusher)?
         };
         self.report.count_pull(staged.at.epoch, pulled.stalled > Duration::ZERO);
 
@@ -419,6 +437,12 @@ impl Steps<'_> {
         let late = Late { step: schedule, rows, at: staged.at };
         let trained = self.trained(late, loss)?;
         pusher.push(Step(step), self.rates.tables.at(schedule));
+        if !self.is_test_due(step + 1)
+            && let Ok(next) = later.try_recv()
+        {
+            self.pulls_ahead = next.as_ref().is_ok_and(|next| self.pull_beside(next, pusher));
+            self.ahead = Some(next);
+        }
         {
             let _span = span!("dense update", step);
             self.model.apply_dense(self.rates.dense.at(schedule))?;
@@ -522,14 +546,20 @@ impl Steps<'_> {
         pulled.map_err(Error::session(format!("pull {step}")))
     }
 
-    /// Has a step's rows pulled, after the push under way, and computes meanwhile.
-    fn pull_beside(
-        &mut self,
-        staged: &Staged,
-        rows: Vec<f32>, // [n_unique, dim]
-        pusher: &mut Pusher,
-    ) -> Result<Pulled> {
-        pusher.pull(Step(staged.step), rows);
+    /// Has a step's rows pulled on another thread, after the push under way, if they are many
+    /// enough; tells whether.
+    fn pull_beside(&mut self, staged: &Staged, pusher: &Pusher) -> bool {
+        let floats = staged.unique.keys.len() * self.model.architecture().sparse_feature_size;
+        let rows = if floats < FLOATS_BESIDE { None } else { self.model.take_rows(floats) };
+        let beside = rows.is_some();
+        if let Some(rows) = rows {
+            pusher.pull(Step(staged.step), rows);
+        }
+        beside
+    }
+
+    /// Computes what needs no rows, then waits for those that are on their way.
+    fn begin_beside_pull(&mut self, staged: &Staged, pusher: &mut Pusher) -> Result<Pulled> {
         let beginning = Instant::now();
         let begun = {
             let _span = span!("forward without rows", staged.step);
@@ -705,7 +735,7 @@ impl Pusher {
     }
 
     /// Has the rows of a step pulled, after the push under way. No other pull is.
-    fn pull(&mut self, step: Step, rows: Vec<f32>) {
+    fn pull(&self, step: Step, rows: Vec<f32>) {
         // if the thread is gone, `pulled` tells
         let _ = self.work.send(Work::Pull(step, rows));
     }

@@ -1,12 +1,13 @@
-//! Rows to one vector a bag, and a vector a bag to its rows. A row that is wanted soon is asked for
-//! beforehand, across the ends of bags: rows lie anywhere, and the processor can't guess where.
+//! Rows to one vector a bag, and the vectors' gradients to one sum a row. What is wanted soon is
+//! asked for beforehand, across the ends of bags and of rows: it lies anywhere, and the processor
+//! can't guess where.
 
 use std::ops::Range;
 
 use super::dispatch;
 use super::lanes::{LANES, Lanes, ask};
 
-/// Rows that are asked for ahead of the one at hand.
+/// Rows, or vectors, that are asked for ahead of the one at hand.
 const AHEAD: usize = 12;
 
 /// Some bags of one feature, and which vector of a matrix is whose.
@@ -52,24 +53,47 @@ pub(crate) fn sum_bags(
     sum(bags, rows, vectors);
 }
 
-/// Adds each bag's vector to all its rows, bag after bag, first index to last. Indices count from
-/// row `first` on.
-pub(crate) fn add_to_rows(
-    bags: Bags<'_>,
-    vectors: &[f32], // [bags, stride]
-    first: usize,
+/// Some rows' terms: which vectors are summed into each.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms<'a> {
+    /// The first row's first term.
+    pub first: u32,
+    /// Where each row's terms end, which is where the next one's begin.
+    pub ends: &'a [u32], // [rows]
+    /// Where each term's vector begins in the matrix, row after row.
+    pub places: &'a [u32], // [terms], more than these rows' among them
+    /// What each term is multiplied with before it is added; none where that is 1.
+    pub weights: Option<&'a [f32]>, // [terms]
+    /// Floats of a row.
+    pub dim: usize,
+}
+
+/// Sets each row to the sum of its terms, first to last, from zero on; zeros where it has none.
+pub(crate) fn sum_terms(
+    terms: Terms<'_>,
+    vectors: &[f32],  // a matrix
     rows: &mut [f32], // [rows, dim]
 ) {
-    bags.check(vectors);
-    spread(bags, vectors, first, rows);
+    assert_eq!(terms.ends.len() * terms.dim, rows.len(), "floats of the rows");
+    match terms.weights {
+        None => sum_plain(terms, vectors, rows),
+        Some(weights) => {
+            assert_eq!(weights.len(), terms.places.len(), "a weight for each term");
+            sum_weighted(terms, vectors, rows);
+        }
+    }
 }
 
 fn sum(bags: Bags<'_>, rows: &[f32], vectors: &mut [f32]) {
     dispatch!(sum_all(bags: Bags<'_>, rows: &[f32], vectors: &mut [f32]))
 }
 
-fn spread(bags: Bags<'_>, vectors: &[f32], first: usize, rows: &mut [f32]) {
-    dispatch!(spread_all(bags: Bags<'_>, vectors: &[f32], first: usize, rows: &mut [f32]))
+fn sum_plain(terms: Terms<'_>, vectors: &[f32], rows: &mut [f32]) {
+    dispatch!(sum_terms_plain(terms: Terms<'_>, vectors: &[f32], rows: &mut [f32]))
+}
+
+fn sum_weighted(terms: Terms<'_>, vectors: &[f32], rows: &mut [f32]) {
+    dispatch!(sum_terms_weighted(terms: Terms<'_>, vectors: &[f32], rows: &mut [f32]))
 }
 
 #[inline(always)]
@@ -112,7 +136,9 @@ unsafe fn sum_vectors<L: Lanes, const N: usize>(bags: Bags<'_>, rows: &[f32], ve
         unsafe {
             let mut sums = [L::zero(); N];
             for at in ends[0] as usize..ends[1] as usize {
-                ask_later(rows, indices, at, 0, dim);
+                if let Some(&later) = indices.get(at + AHEAD) {
+                    ask_vector(rows, later as usize * dim, dim);
+                }
                 let row: [L; N] = load(&rows[indices[at] as usize * dim..][..dim]);
                 if at == ends[0] as usize {
                     sums = row; // as it is: a zero less than zero stays so
@@ -126,22 +152,40 @@ unsafe fn sum_vectors<L: Lanes, const N: usize>(bags: Bags<'_>, rows: &[f32], ve
 }
 
 #[inline(always)]
-unsafe fn spread_all<L: Lanes>(bags: Bags<'_>, vectors: &[f32], first: usize, rows: &mut [f32]) {
-    // SAFETY: as above.
+unsafe fn sum_terms_plain<L: Lanes>(terms: Terms<'_>, vectors: &[f32], rows: &mut [f32]) {
+    // SAFETY: as below.
+    unsafe { sum_terms_all::<L, false>(terms, vectors, rows) }
+}
+
+#[inline(always)]
+unsafe fn sum_terms_weighted<L: Lanes>(terms: Terms<'_>, vectors: &[f32], rows: &mut [f32]) {
+    // SAFETY: as below.
+    unsafe { sum_terms_all::<L, true>(terms, vectors, rows) }
+}
+
+#[inline(always)]
+unsafe fn sum_terms_all<L: Lanes, const WEIGHTED: bool>(
+    terms: Terms<'_>,
+    vectors: &[f32],
+    rows: &mut [f32],
+) {
+    // SAFETY: a row has so many vectors as is said; the caller has the processor's instructions.
     unsafe {
-        match bags.dim {
-            16 => spread_vectors::<L, 1>(bags, vectors, first, rows),
-            32 => spread_vectors::<L, 2>(bags, vectors, first, rows),
-            64 => spread_vectors::<L, 4>(bags, vectors, first, rows),
-            128 => spread_vectors::<L, 8>(bags, vectors, first, rows),
+        match terms.dim {
+            16 => sum_terms_wide::<L, 1, WEIGHTED>(terms, vectors, rows),
+            32 => sum_terms_wide::<L, 2, WEIGHTED>(terms, vectors, rows),
+            64 => sum_terms_wide::<L, 4, WEIGHTED>(terms, vectors, rows),
+            128 => sum_terms_wide::<L, 8, WEIGHTED>(terms, vectors, rows),
             dim => {
-                let ends = bags.offsets.windows(2).zip(vectors.chunks_exact(bags.stride));
-                for (ends, vector) in ends {
-                    let gradient = &vector[bags.column..][..dim];
-                    for &index in &bags.indices[ends[0] as usize..ends[1] as usize] {
-                        let row = &mut rows[(index as usize - first) * dim..][..dim];
-                        row.iter_mut().zip(gradient).for_each(|(sum, &x)| *sum += x);
+                let mut at = terms.first as usize;
+                for (row, &end) in rows.chunks_exact_mut(dim).zip(terms.ends) {
+                    row.fill(0.0);
+                    for term in at..end as usize {
+                        let vector = &vectors[terms.places[term] as usize..][..dim];
+                        let weight = if WEIGHTED { terms.weight(term) } else { 1.0 };
+                        row.iter_mut().zip(vector).for_each(|(sum, &x)| *sum += x * weight);
                     }
+                    at = end as usize;
                 }
             }
         }
@@ -149,26 +193,37 @@ unsafe fn spread_all<L: Lanes>(bags: Bags<'_>, vectors: &[f32], first: usize, ro
 }
 
 #[inline(always)]
-unsafe fn spread_vectors<L: Lanes, const N: usize>(
-    bags: Bags<'_>,
+unsafe fn sum_terms_wide<L: Lanes, const N: usize, const WEIGHTED: bool>(
+    terms: Terms<'_>,
     vectors: &[f32],
-    first: usize,
     rows: &mut [f32],
 ) {
-    let (dim, indices) = (N * LANES, bags.indices);
-    let ends = bags.offsets.windows(2).zip(vectors.chunks_exact(bags.stride));
-    for (ends, vector) in ends {
-        // SAFETY: the gradient and every row were found inside, as long as N vectors.
+    let (dim, mut at) = (N * LANES, terms.first as usize);
+    for (row, &end) in rows.chunks_exact_mut(dim).zip(terms.ends) {
+        // SAFETY: the row and every vector were found inside, as long as N vectors of lanes.
         unsafe {
-            let gradient: [L; N] = load(&vector[bags.column..][..dim]);
-            for at in ends[0] as usize..ends[1] as usize {
-                ask_later(rows, indices, at, first, dim);
-                let row = &mut rows[(indices[at] as usize - first) * dim..][..dim];
-                let mut sums: [L; N] = load(row);
-                sums.iter_mut().zip(gradient).for_each(|(sum, x)| *sum = sum.add(x));
-                store(sums, row);
+            let mut sums = [L::zero(); N];
+            for term in at..end as usize {
+                if let Some(&later) = terms.places.get(term + AHEAD) {
+                    ask_vector(vectors, later as usize, dim);
+                }
+                let mut vector: [L; N] = load(&vectors[terms.places[term] as usize..][..dim]);
+                if WEIGHTED {
+                    let weight = L::splat(&terms.weight(term));
+                    vector.iter_mut().for_each(|x| *x = x.times(weight));
+                }
+                sums.iter_mut().zip(vector).for_each(|(sum, x)| *sum = sum.add(x));
             }
+            store(sums, row);
         }
+        at = end as usize;
+    }
+}
+
+impl Terms<'_> {
+    #[inline(always)]
+    fn weight(&self, term: usize) -> f32 {
+        self.weights.map_or(1.0, |weights| weights[term])
     }
 }
 
@@ -186,13 +241,11 @@ unsafe fn store<L: Lanes, const N: usize>(vectors: [L; N], row: &mut [f32]) {
     }
 }
 
-/// Asks for the lines of a row that is wanted soon. A place outside is asked for in vain and does
-/// no harm.
+/// Asks for the lines of a vector that is wanted soon. A place outside is asked for in vain and
+/// does no harm.
 #[inline(always)]
-fn ask_later(rows: &[f32], indices: &[u32], at: usize, first: usize, dim: usize) {
-    let Some(&later) = indices.get(at + AHEAD) else { return };
-    let place = (later as usize).wrapping_sub(first).wrapping_mul(dim);
+fn ask_vector(floats: &[f32], place: usize, dim: usize) {
     for line in (0..dim).step_by(LANES) {
-        ask(rows.as_ptr().wrapping_add(place.wrapping_add(line)));
+        ask(floats.as_ptr().wrapping_add(place.wrapping_add(line)));
     }
 }

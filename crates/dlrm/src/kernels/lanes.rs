@@ -23,6 +23,8 @@ pub(super) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
+    /// The products, each rounded.
+    unsafe fn times(self, other: Self) -> Self;
     /// `self + x * y`; whether the product is rounded before is the processor's.
     unsafe fn add_product(self, x: Self, y: Self) -> Self;
     /// Zero where less than zero; a NaN stays.
@@ -101,6 +103,11 @@ impl Lanes for Plain {
     }
 
     #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        self.zip(other, |x, y| x * y)
+    }
+
+    #[inline(always)]
     unsafe fn add_product(self, x: Self, y: Self) -> Self {
         self.zip(x.zip(y, |x, y| x * y), |sum, product| sum + product)
     }
@@ -155,6 +162,12 @@ impl Lanes for Avx512 {
     unsafe fn add(self, other: Self) -> Self {
         // SAFETY: the caller's.
         Self(unsafe { _mm512_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: the caller's.
+        Self(unsafe { _mm512_mul_ps(self.0, other.0) })
     }
 
     #[inline(always)]
@@ -263,6 +276,12 @@ impl Lanes for Avx2 {
     unsafe fn add(self, other: Self) -> Self {
         // SAFETY: the caller's.
         unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn times(self, other: Self) -> Self {
+        // SAFETY: the caller's.
+        unsafe { Self(_mm256_mul_ps(self.0, other.0), _mm256_mul_ps(self.1, other.1)) }
     }
 
     #[inline(always)]

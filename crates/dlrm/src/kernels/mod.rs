@@ -11,7 +11,7 @@ mod product;
 mod sums;
 mod turn;
 
-pub(crate) use bags::{Bags, add_to_rows, sum_bags};
+pub(crate) use bags::{Bags, Terms, sum_bags, sum_terms};
 pub(crate) use lanes::LANES;
 pub use product::{Finish, Left, PANEL, Right, Term, product};
 pub(crate) use sums::add_rows;

@@ -188,3 +188,43 @@ fn whether_a_step_begins_before_its_rows_are_there_or_not() {
     });
     assert!(set_between == expected, "weights that were set after a step began");
 }
+
+#[test]
+fn whether_the_rows_gradients_come_first_or_all_at_once() {
+    let shape = architecture(Interaction::Cat, Loss::Bce, 2, "3-20-8", "8-1", 8);
+    let (batch, other) = (made_up(&shape, 300, 6, 2, 9), made_up(&shape, 300, 6, 2, 10));
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let train = |rows_first: bool, between: fn(&mut Model, &Batch)| {
+        let mut model = Model::new(shape.clone(), ADAM, 300, 1, 2).unwrap();
+        let mut trace = Vec::new();
+        for batch in [&batch, &other, &batch] {
+            let mut gradients = vec![f32::NAN; batch.rows.len()];
+            let features = batch.features();
+            let step = batch.step(&features);
+            let loss = if rows_first {
+                model.rows_first(&step, &mut gradients)
+            } else {
+                model.forward_backward(&step, &mut gradients)
+            };
+            between(&mut model, &other);
+            model.apply_dense(0.1);
+            trace.extend([bits(&[loss.unwrap()]), bits(&gradients)]);
+        }
+        trace.extend(model.parameters().map(|p| bits(p.values)));
+        trace
+    };
+    let expected = train(false, |_, _| ());
+    assert!(train(true, |_, _| ()) == expected);
+    // what replaces the activations that the dense gradients are sums of has them summed before
+    assert!(train(true, |model, other| model.begin(&other.dense).unwrap()) == expected);
+    let predicted = train(true, |model, other| {
+        let mut probabilities = [0.0; 300];
+        model.predict(&other.unlabelled(&other.features()), &mut probabilities).unwrap();
+    });
+    assert!(predicted == expected);
+    let given_up = train(true, |model, other| {
+        let mut gradients = vec![0.0; other.rows.len()];
+        model.rows_first(&other.step(&other.features()), &mut gradients).unwrap();
+    });
+    assert!(given_up != expected, "the gradients of the later step are applied");
+}
