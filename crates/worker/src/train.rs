@@ -276,7 +276,7 @@ impl Steps<'_> {
             }
             self.reached = next.at;
             let _ = spare.try_send(next); // a full ring of buffers lets one go
-            if self.is_test_due() && self.test(&mut told, pusher, &mut progress)? {
+            if self.is_test_due(self.reached) && self.test(&mut told, pusher, &mut progress)? {
                 break;
             }
         }
@@ -357,9 +357,14 @@ impl Steps<'_> {
         self.started.elapsed().saturating_sub(self.test_time)
     }
 
-    /// Whether a test comes after the step at hand.
-    fn is_test_due(&self) -> bool {
-        self.tests.as_ref().is_some_and(|tests| self.reached.batch.is_multiple_of(tests.every))
+    /// Whether a test comes after a step, wherever its epoch ends.
+    fn is_test_due(&self, at: Reached) -> bool {
+        self.tests.as_ref().is_some_and(|tests| at.batch.is_multiple_of(tests.every))
+    }
+
+    /// Whether nothing comes between a step and the next one.
+    fn follows(&self, next: Reached, at: Reached) -> bool {
+        !self.is_test_due(at) && (self.tests.is_none() || next.epoch == at.epoch)
     }
 
     /// Evaluates, and tells whether the AUC to stop at is passed. The steps that are staged wait.
@@ -437,10 +442,10 @@ impl Steps<'_> {
         let late = Late { step: schedule, rows, at: staged.at };
         let trained = self.trained(late, loss)?;
         pusher.push(Step(step), self.rates.tables.at(schedule));
-        if !self.is_test_due(step + 1)
-            && let Ok(next) = later.try_recv()
-        {
-            self.pulls_ahead = next.as_ref().is_ok_and(|next| self.pull_beside(next, pusher));
+        if let Ok(next) = later.try_recv() {
+            self.pulls_ahead = next.as_ref().is_ok_and(|next| {
+                self.follows(next.at, staged.at) && self.pull_beside(next, pusher)
+            });
             self.ahead = Some(next);
         }
         {
