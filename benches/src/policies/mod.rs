@@ -14,6 +14,8 @@ mod swept;
 mod tests;
 mod w_tiny_lfu;
 
+use table::RowLayout;
+
 pub(crate) use lfu::Lfu;
 pub(crate) use lru::Lru;
 pub(crate) use min::Min;
@@ -22,6 +24,9 @@ pub(crate) use staged::{Batches, Foresight, Staged};
 pub(crate) use static_top::StaticTop;
 pub(crate) use swept::Swept;
 pub(crate) use w_tiny_lfu::WTinyLfu;
+
+/// Rows of 16 floats and one of state: how long they are says how many leave ahead of need.
+const LAYOUT: RowLayout = RowLayout { dim: 16, state: 1 };
 
 /// A cache of so many keys. Keys are small numbers, so that policies may index by them.
 pub(crate) trait Policy {

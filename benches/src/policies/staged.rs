@@ -1,11 +1,10 @@
-//! Training on a cache that is run by the store's own policy: batches are staged some steps before
+//! Training on a cache that is run as the store runs its rows: batches are staged some steps before
 //! they compute and their rows are held from then on. It counts re-reads and moves no rows.
 
-use tiers::policy::{Policy as StorePolicy, Sweep};
+use tiers::rehearsal::Rehearsal;
 
-use super::hash;
+use super::LAYOUT;
 
-const VACANT: u32 = u32::MAX;
 const FREE: u32 = u32::MAX;
 
 /// Batches of keys, each key once a batch, numbered by first appearance.
@@ -53,19 +52,13 @@ pub(crate) enum Foresight {
     NextUses,
 }
 
-/// Slots, a hand, and rows that steps hold.
+/// Rows that steps hold, and the others.
 pub(crate) struct Staged {
-    policy: StorePolicy,
+    rehearsal: Rehearsal,
     foresight: Foresight,
     depth: usize,
     capacity: usize,
-    hand: usize,
-    keys: Vec<u32>,     // [slots]
-    codes: Vec<u8>,     // [slots]
-    slots: Vec<u32>,    // [keys]
-    held_by: Vec<u32>,  // [keys] the latest step that holds it
-    histories: Vec<u8>, // [keys] as stored on SSD
-    vacant: Vec<u32>,
+    held_by: Vec<u32>, // [keys] the latest step that holds it
     held: usize,
     /// Rows read from SSD although they had been cached before.
     pub(crate) rereads: u64,
@@ -74,18 +67,13 @@ pub(crate) struct Staged {
 impl Staged {
     /// Room for `capacity` rows; a step is staged `depth` steps before it computes.
     pub(crate) fn new(capacity: usize, depth: usize, foresight: Foresight) -> Self {
+        let rows = u32::try_from(capacity).expect("keys are numbered by u32");
         Self {
-            policy: StorePolicy::new(capacity),
+            rehearsal: Rehearsal::new(rows, LAYOUT).expect("addresses are to be had"),
             foresight,
             depth,
             capacity,
-            hand: 0,
-            keys: vec![VACANT; capacity],
-            codes: vec![0; capacity],
-            slots: Vec::new(),
             held_by: Vec::new(),
-            histories: Vec::new(),
-            vacant: (0..capacity as u32).rev().collect(),
             held: 0,
             rereads: 0,
         }
@@ -93,9 +81,7 @@ impl Staged {
 
     /// Trains on all of it.
     pub(crate) fn run(&mut self, batches: &Batches) {
-        self.slots = vec![VACANT; batches.distinct];
         self.held_by = vec![FREE; batches.distinct];
-        self.histories = vec![0; batches.distinct];
         let mut created = 0;
         let (mut start, mut released) = (0, 0);
         for (step, &end) in batches.ends.iter().enumerate() {
@@ -106,79 +92,34 @@ impl Staged {
                 self.release(released as u32, &batches.keys[first..batches.ends[released]]);
                 released += 1;
             }
-            for place in start..end {
-                let key = batches.keys[place];
-                self.stage(step as u32, key, batches.next_uses[place], &mut created);
+            let keys = &batches.keys[start..end];
+            let next_uses = match self.foresight {
+                Foresight::NextUses => Some(&batches.next_uses[start..end]),
+                Foresight::Batch => None,
+            };
+            let there = self.rehearsal.stage(keys, next_uses);
+            for (&key, &there) in keys.iter().zip(there) {
+                self.rereads += u64::from(!there && key < created);
+                created = created.max(key + 1);
+                self.held += usize::from(self.held_by[key as usize] == FREE);
+                self.held_by[key as usize] = step as u32;
             }
             start = end;
         }
     }
 
+    /// Rows that the hand passed for each that left.
+    pub(crate) fn passed_per_leaving(&self) -> f64 {
+        self.rehearsal.swept() as f64 / self.rehearsal.left().max(1) as f64
+    }
+
     fn release(&mut self, step: u32, keys: &[u32]) {
+        self.rehearsal.release();
         for &key in keys {
             if self.held_by[key as usize] == step {
                 self.held_by[key as usize] = FREE;
                 self.held -= 1;
             }
         }
-    }
-
-    fn stage(&mut self, step: u32, key: u32, next_use: u32, created: &mut u32) {
-        let at = key as usize;
-        self.held += usize::from(self.held_by[at] == FREE);
-        self.held_by[at] = step;
-        let mut slot = self.slots[at];
-        let known = slot != VACANT;
-        if !known {
-            let first_touch = key >= *created;
-            self.rereads += u64::from(!first_touch);
-            slot = self.vacant.pop().unwrap_or_else(|| self.evict());
-            self.slots[at] = slot;
-            self.keys[slot as usize] = key;
-            self.codes[slot as usize] = if first_touch {
-                *created = key + 1;
-                self.policy.first_touch()
-            } else {
-                self.policy.insert(hash(key), Some(self.histories[at]))
-            };
-        }
-        let code = &mut self.codes[slot as usize];
-        match self.foresight {
-            Foresight::NextUses => *code = self.policy.foreseen(u64::from(step), next_use),
-            Foresight::Batch if known => *code = self.policy.hit(hash(key), *code),
-            Foresight::Batch => {}
-        }
-    }
-
-    /// Makes a slot vacant: one turn as the policy says, then the least worth of those passed.
-    fn evict(&mut self) -> u32 {
-        let mut least: Option<(u8, usize)> = None;
-        for _ in 0..self.capacity {
-            let slot = self.hand;
-            self.hand = if slot + 1 == self.capacity { 0 } else { slot + 1 };
-            if self.held_by[self.keys[slot] as usize] != FREE {
-                continue;
-            }
-            match self.policy.sweep(self.codes[slot]) {
-                Sweep::Keep(code) => {
-                    self.codes[slot] = code;
-                    let worth = self.policy.worth(code);
-                    if least.is_none_or(|least| worth < least.0) {
-                        least = Some((worth, slot));
-                    }
-                }
-                Sweep::Evict => return self.leave(slot),
-            }
-        }
-        let (_, slot) = least.expect("a step is staged only where not all rows are held");
-        self.leave(slot)
-    }
-
-    fn leave(&mut self, slot: usize) -> u32 {
-        let key = self.keys[slot];
-        self.policy.left(hash(key), self.codes[slot]);
-        self.histories[key as usize] = self.policy.history(self.codes[slot]);
-        self.slots[key as usize] = VACANT;
-        slot as u32
     }
 }

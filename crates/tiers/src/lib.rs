@@ -32,6 +32,8 @@ mod meta;
 #[doc(hidden)] // for the benchmark that compares it with others
 pub mod policy;
 mod reads;
+#[doc(hidden)] // for the same benchmark
+pub mod rehearsal;
 mod room;
 mod section;
 mod spare;

@@ -424,7 +424,7 @@ impl Inner {
 }
 
 /// How many of a section's rows leave beyond those that must.
-fn leaving_extra(rows: usize, row_bytes: usize) -> usize {
+pub(crate) fn leaving_extra(rows: usize, row_bytes: usize) -> usize {
     let share = LEAVING_SHARE_MIN.max(VACANT_BYTES_SHARE * row_bytes);
     (rows / share).min(LEAVING_EXTRA_MAX)
 }

@@ -55,7 +55,8 @@ pub(crate) struct Section {
     touched: u32,   // slots from here on were never used
     free: Vec<u32>, // vacant slots below `touched`
     rows: u32,
-    hand: u32, // the place in the index that is swept next
+    hand: u32,  // the place in the index that is swept next
+    swept: u64, // rows that the hand looked at
     policy: Policy,
     /// Changes of the lists of pinned rows that `pins` was made after.
     pub(crate) changes_seen: u64,
@@ -153,6 +154,7 @@ impl Section {
             free: Vec::new(),
             rows: 0,
             hand: 0,
+            swept: 0,
             policy: Policy::new(0),
             changes_seen: 0,
             turnover: Turnover::default(),
@@ -223,6 +225,11 @@ impl Section {
 
     pub(crate) fn set_meta(&mut self, at: At, meta: Meta) {
         self.index.set_meta(at, meta);
+    }
+
+    /// Rows that the hand looked at so far.
+    pub(crate) fn swept(&self) -> u64 {
+        self.swept
     }
 
     /// What is worth keeping of a row's past when it leaves.
@@ -411,6 +418,7 @@ impl Section {
                 if row.meta.is_loading() || self.is_pinned(row.slot) {
                     continue;
                 }
+                self.swept += 1;
                 let goes = match least {
                     Some(least) => self.policy.worth(row.code) <= least,
                     None => match self.policy.sweep(row.code) {
@@ -456,7 +464,7 @@ impl Section {
         false
     }
 
-    fn grow_to(&mut self, slots: u32, fair_bytes: u64, budget: &Budget) -> bool {
+    pub(crate) fn grow_to(&mut self, slots: u32, fair_bytes: u64, budget: &Budget) -> bool {
         let row_bytes = self.arena.layout().bytes();
         let mut buckets = self.index.buckets();
         let needed = buckets_for(slots as usize);
