@@ -431,6 +431,11 @@ impl Index {
         way.is_taken().then(|| (at, way.mark(&self.shape)))
     }
 
+    /// Asks for the bucket of a place, if there is one of this number.
+    pub(crate) fn ask_place(&self, place: u32) {
+        self.ask(place as usize / WAYS);
+    }
+
     /// The place that a walk over all places visits as its `place`-th: bucket by bucket, each far
     /// from the one before. Rows that leave in the order of their buckets would empty one part of
     /// the index while the others overflow.
@@ -558,24 +563,30 @@ impl Index {
         None
     }
 
-    /// Enters a row, which must not be there.
-    pub(crate) fn insert(&mut self, hash: u64, mark: Mark) {
+    /// Enters a row, which must not be there; its place.
+    pub(crate) fn insert(&mut self, hash: u64, mark: Mark) -> At {
         assert!(self.rows < self.buckets() * WAYS, "the index is full with {} rows", self.rows);
-        if let Err(last) = self.enter(hash, mark) {
-            let mut rows = self.all_rows();
-            rows.push(last);
-            self.build(self.buckets(), self.shape.bijection + 1, &rows);
+        match self.enter(hash, mark) {
+            Ok(at) => at,
+            Err(last) => {
+                let mut rows = self.all_rows();
+                rows.push(last);
+                self.build(self.buckets(), self.shape.bijection + 1, &rows);
+                self.find(hash, mark.meta.table()).expect("all rows found a place")
+            }
         }
     }
 
-    /// Enters a row; there is a place for it. Gives the row back that found none near enough to its
-    /// home, this one or another: all others are there, and what buckets count is wrong.
-    fn enter(&mut self, hash: u64, mark: Mark) -> Result<(), (u64, Mark)> {
+    /// Enters a row; there is a place for it, which it tells. Gives the row back that found none
+    /// near enough to its home, this one or another: all others are there, and what buckets count
+    /// is wrong.
+    fn enter(&mut self, hash: u64, mark: Mark) -> Result<At, (u64, Mark)> {
         let shape = self.shape;
         let seat = shape.seat(hash, mark.meta.table());
         self.rows += 1;
         let (mut row, mut at) = (shape.way(&seat, mark), seat.home);
         let mut from = None; // the place that the row gave away
+        let mut first = None; // where the row that enters is
         loop {
             let bucket = &self.all()[at];
             if let Some(way) = bucket.vacant() {
@@ -584,7 +595,7 @@ impl Index {
                     self.note_move(from, to, &row);
                 }
                 self.set(to, row);
-                return Ok(());
+                return Ok(first.unwrap_or(to));
             }
             let way = match row.distance() + 1 {
                 1 => bucket.guest(),
@@ -601,6 +612,7 @@ impl Index {
                     self.note_move(from, place, &row);
                 }
                 self.set(place, row);
+                first.get_or_insert(place);
                 (row, from) = (other, Some(place));
             }
             self.all_mut()[at].state += 1; // one more passed
@@ -738,7 +750,8 @@ impl Index {
 }
 
 impl At {
-    fn place(self) -> u32 {
+    /// Its number: [`Index::nth`] finds it by that.
+    pub(crate) fn place(self) -> u32 {
         self.bucket * WAYS as u32 + self.way
     }
 }
@@ -1035,7 +1048,9 @@ mod tests {
             let mut index = index(300);
             // crowded: in the last bucket, so that they go on in the first
             let hash = |i: u64| if crowded { 0xff << 56 | i << 40 } else { mix(i) };
-            (0..300).for_each(|i| index.insert(hash(i), mark(TABLE0, i as u32)));
+            (0..300).for_each(|i| {
+                index.insert(hash(i), mark(TABLE0, i as u32));
+            });
             let (mut next, mut seen) = (0, std::collections::BTreeSet::new());
             let mut ops = ops.into_iter();
             while next < index.places() {
@@ -1049,7 +1064,9 @@ mod tests {
                     let i = stay + i % (300 - stay);
                     match index.find(hash(i), TABLE0) {
                         Some(at) if !enters => index.remove(at),
-                        None if enters => index.insert(hash(i), mark(TABLE0, i as u32)),
+                        None if enters => {
+                            index.insert(hash(i), mark(TABLE0, i as u32));
+                        }
                         _ => {}
                     }
                 }
@@ -1171,7 +1188,9 @@ mod tests {
     fn rows_that_come_and_go_leave_the_index_as_good_as_new() {
         let rows = 20_000;
         let mut index = index(rows as usize);
-        (0..rows).for_each(|key| index.insert(hash_of(key), mark(TABLE0, key as u32 % 1000)));
+        (0..rows).for_each(|key| {
+            index.insert(hash_of(key), mark(TABLE0, key as u32 % 1000));
+        });
         let fresh = away(&index);
         for key in 0..10 * rows {
             index.remove(index.find(hash_of(key), TABLE0).unwrap());
@@ -1186,8 +1205,9 @@ mod tests {
         for shift in [0, 20, 40] {
             let rows = 20_000;
             let mut index = index(rows);
-            (0..rows as u64)
-                .for_each(|i| index.insert(hash_of(i << shift), mark(TABLE0, i as u32)));
+            (0..rows as u64).for_each(|i| {
+                index.insert(hash_of(i << shift), mark(TABLE0, i as u32));
+            });
             let longest = index.passed_max();
             assert!(longest < 80, "{longest} rows pass one bucket of five");
             let away = away(&index);

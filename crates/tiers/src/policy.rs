@@ -20,6 +20,9 @@
 //! a 14th of its distance, and the hand takes the rows whose next use is farthest. Where no row has
 //! a next use told for a whole turn of the hand, the policy goes back to lives.
 //!
+//! **The done** are rows that were told to be used never again. Where they are is noted in the
+//! memory of the ghosts, which nobody looks for meanwhile, and they leave before the hand moves.
+//!
 //! Figures of the policy beside others: `cargo xtask bench hit-rate`.
 
 /// What the hand does with a row that it passes.
@@ -36,16 +39,22 @@ pub enum Sweep {
 pub struct Policy {
     aging: Aging,
     ghosts: Ghosts,
+    done: Done,
     horizon: Horizon,
     dice: u64,
 }
 
 impl Policy {
+    /// The byte of a row that is used never again, as the last stage of it told. It says nothing
+    /// while lives count.
+    pub const NEVER: u8 = Horizon::CODE_NEVER;
+
     /// For a section of so many rows.
     pub fn new(capacity_rows: usize) -> Self {
         let mut policy = Self {
             aging: Aging::new(),
             ghosts: Ghosts::new(),
+            done: Done::default(),
             horizon: Horizon::new(),
             dice: 0x9e37_79b9_7f4a_7c15,
         };
@@ -56,7 +65,9 @@ impl Policy {
     /// The section has so many rows from now on.
     pub fn set_capacity(&mut self, capacity_rows: usize) {
         self.aging.set_capacity(capacity_rows);
-        self.ghosts.set_capacity(capacity_rows);
+        if self.ghosts.set_capacity(capacity_rows) {
+            self.done = Done::default();
+        }
         self.horizon.set_capacity(capacity_rows);
     }
 
@@ -73,7 +84,8 @@ impl Policy {
     /// The byte of a row that comes in. With `history` it was read from SSD; without, only the
     /// ghosts can tell of its past.
     pub fn insert(&mut self, key_hash: u64, history: Option<u8>) -> u8 {
-        let code = if self.ghosts.take(key_hash) { RETURNED } else { FRESH };
+        let back = self.ghosts().is_some_and(|ghosts| ghosts.take(key_hash));
+        let code = if back { RETURNED } else { FRESH };
         match history {
             Some(history) => self.recall(code, history),
             None => code,
@@ -125,9 +137,46 @@ impl Policy {
 
     /// A row left. To be called once for each, with the byte that it had.
     pub fn left(&mut self, key_hash: u64, _code: u8) {
-        if !self.horizon.is_told() {
-            self.ghosts.put(key_hash);
+        if let Some(ghosts) = self.ghosts() {
+            ghosts.put(key_hash);
         }
+    }
+
+    /// The ghosts, while lives count.
+    fn ghosts(&mut self) -> Option<&mut Ghosts> {
+        if self.horizon.is_told() {
+            return None;
+        }
+        if self.done.has_memory {
+            self.ghosts.buckets.fill(0);
+            self.done = Done::default();
+        }
+        Some(&mut self.ghosts)
+    }
+
+    /// Notes that the row at a place has the byte [`Self::NEVER`] from now on.
+    pub fn note_done(&mut self, place: u32) {
+        self.done.put(bytemuck::cast_slice_mut(&mut self.ghosts.buckets), place);
+    }
+
+    /// The place that was noted the longest ago of those that are left, and it is no longer; none
+    /// while lives count. Which row is there now is for the caller to see: the one of then may have
+    /// moved or left, or may be used again after all.
+    pub fn take_done(&mut self) -> Option<u32> {
+        if !self.horizon.is_told() {
+            return None;
+        }
+        self.done.take(bytemuck::cast_slice(&self.ghosts.buckets))
+    }
+
+    /// The place that is taken after so many others.
+    pub fn nth_done(&self, n: usize) -> Option<u32> {
+        self.done.nth(bytemuck::cast_slice(&self.ghosts.buckets), n)
+    }
+
+    /// Notes a place again that was taken last.
+    pub fn put_done_back(&mut self, place: u32) {
+        self.done.put_back(bytemuck::cast_slice_mut(&mut self.ghosts.buckets), place);
     }
 
     /// The byte of a row that is used at step `now`, and `steps` later again; `u32::MAX` is never.
@@ -424,18 +473,21 @@ impl Ghosts {
         Self { buckets: Vec::new() }
     }
 
-    /// Starts anew if the size is no longer right; a section that grows has evicted nothing yet.
-    fn set_capacity(&mut self, capacity_rows: usize) {
+    /// Starts anew if the size is no longer right, which it tells; a section that grows has evicted
+    /// nothing yet.
+    fn set_capacity(&mut self, capacity_rows: usize) -> bool {
         if capacity_rows == 0 {
             self.buckets = Vec::new();
-            return;
+            return true;
         }
         let small = (capacity_rows * 3 / 4).min(Self::SMALL_GHOSTS);
         let ghosts = (capacity_rows / Self::ROWS_PER_GHOST).max(small);
         let (buckets, have) = (ghosts.div_ceil(Self::WAYS), self.buckets.len());
-        if buckets > have + have / 8 || buckets < have / 2 {
+        let anew = buckets > have + have / 8 || buckets < have / 2;
+        if anew {
             self.buckets = vec![0; buckets];
         }
+        anew
     }
 
     fn put(&mut self, key_hash: u64) {
@@ -463,6 +515,44 @@ impl Ghosts {
         let mixed = (key_hash ^ key_hash >> 31).wrapping_mul(0xd6e8_feb8_6659_fd93);
         let place = (u128::from(mixed) * self.buckets.len() as u128) >> 64;
         (place as usize, u128::from((mixed >> 8) % 65_535 + 1))
+    }
+}
+
+/// Places of rows that are used never again, in the order in which they were told so, in memory
+/// that the caller lends, always the same. What finds no room in it is for the hand to find.
+#[derive(Debug, Default)]
+struct Done {
+    first: usize,
+    places: usize,
+    has_memory: bool, // which was somebody else's before
+}
+
+impl Done {
+    fn put(&mut self, memory: &mut [u32], place: u32) {
+        self.has_memory = true;
+        if self.places < memory.len() {
+            memory[(self.first + self.places) % memory.len()] = place;
+            self.places += 1;
+        }
+    }
+
+    fn nth(&self, memory: &[u32], n: usize) -> Option<u32> {
+        (n < self.places).then(|| memory[(self.first + n) % memory.len()])
+    }
+
+    fn take(&mut self, memory: &[u32]) -> Option<u32> {
+        let place = self.nth(memory, 0)?;
+        self.first = (self.first + 1) % memory.len();
+        self.places -= 1;
+        Some(place)
+    }
+
+    fn put_back(&mut self, memory: &mut [u32], place: u32) {
+        if self.places < memory.len() {
+            self.first = (self.first + memory.len() - 1) % memory.len();
+            memory[self.first] = place;
+            self.places += 1;
+        }
     }
 }
 
@@ -720,6 +810,41 @@ mod tests {
         let passed_per_leaving = passed as f64 / f64::from(left);
         let most = Horizon::SWEPT_PER_LEAVING as f64;
         assert!((1.0..1.25 * most).contains(&passed_per_leaving), "{passed_per_leaving}");
+    }
+
+    #[test]
+    fn places_of_the_done_come_in_their_order_and_as_many_as_the_memory_has() {
+        let mut policy = Policy::new(1000);
+        let room = 4 * policy.ghosts.buckets.len() as u32;
+        let _ = policy.foreseen(1, u32::MAX); // next uses are told
+        for round in 0..3 {
+            (0..room + 5).for_each(|place| policy.note_done(round + place));
+            assert_eq!(policy.nth_done(7), Some(round + 7));
+            assert_eq!(policy.take_done(), Some(round));
+            assert_eq!(policy.take_done(), Some(round + 1));
+            policy.put_done_back(round + 1);
+            let left: Vec<u32> = std::iter::from_fn(|| policy.take_done()).collect();
+            assert_eq!(left, (round + 1..round + room).collect::<Vec<_>>());
+        }
+        let mut none = Policy::new(0);
+        let _ = none.foreseen(1, u32::MAX);
+        none.note_done(1);
+        assert_eq!((none.take_done(), none.nth_done(0)), (None, None));
+    }
+
+    #[test]
+    fn places_of_the_done_are_no_ghosts_when_lives_count_again() {
+        let mut slots = Slots::full(100, 5, |_| Some(u32::MAX));
+        (0..1000).for_each(|place| slots.policy.note_done(place));
+        for _ in 0..101 {
+            let _ = slots.policy.sweep(7);
+        }
+        assert_eq!(slots.policy.take_done(), None);
+        let back =
+            (0..1_000_000).filter(|&key| slots.policy.insert(table::mix(key), None) != FRESH);
+        assert_eq!(back.count(), 0);
+        slots.policy.left(table::mix(3), 0);
+        assert_eq!(slots.policy.insert(table::mix(3), None), RETURNED);
     }
 
     #[test]

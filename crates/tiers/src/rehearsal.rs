@@ -153,7 +153,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use table::{KeyBatch, Optimizer, RowStatus};
-    use testkit::{RowStore, ZipfKeys};
+    use testkit::{Random, RowStore, ZipfKeys};
 
     use super::*;
     use crate::tests::{Scratch, TINY, batch, spec};
@@ -228,5 +228,43 @@ mod tests {
         let most = store / 50;
         assert!(store.abs_diff(rehearsal) < most, "{rehearsal} rows, {store} in the store");
         assert!(others < 3 * most, "{others} of {store}");
+    }
+
+    #[test]
+    fn rows_that_are_used_never_again_leave_before_all_others() {
+        const ROWS: u32 = 10_000;
+        let mut rehearsal = Rehearsal::new(ROWS, LAYOUT).unwrap();
+        let mut random = Random::new(5);
+        // fewer than one in so many as the hand lets leave
+        let is_done: Vec<bool> = (0..ROWS).map(|_| random.below(300) == 0).collect();
+        let (done, kept): (Vec<u32>, Vec<u32>) = (0..ROWS).partition(|&key| is_done[key as usize]);
+        let uses: Vec<u32> = (0..ROWS).map(|key| 5000 + key % 7).collect();
+        rehearsal.stage(&(0..ROWS).collect::<Vec<_>>(), Some(&uses));
+        rehearsal.release();
+        rehearsal.stage(&done, Some(&vec![u32::MAX; done.len()]));
+        rehearsal.release();
+        // as many come as are done, less those that leave ahead of need
+        let extra = leaving_extra(ROWS as usize, LAYOUT.bytes());
+        let new: Vec<u32> = (ROWS..ROWS + (done.len() - extra) as u32).collect();
+        rehearsal.stage(&new, Some(&vec![1; new.len()]));
+        rehearsal.release();
+        assert_eq!((rehearsal.left(), rehearsal.swept()), (done.len() as u64, 0), "no hand moves");
+        let there = rehearsal.stage(&kept, Some(&vec![1; kept.len()]));
+        assert!(there.iter().all(|there| *there));
+    }
+
+    #[test]
+    fn a_row_that_was_done_and_is_used_again_stays() {
+        let mut rehearsal = Rehearsal::new(1000, LAYOUT).unwrap();
+        let keys: Vec<u32> = (0..1000).collect();
+        let uses = |key: &u32| if *key < 300 { u32::MAX } else { 50 };
+        rehearsal.stage(&keys, Some(&keys.iter().map(uses).collect::<Vec<_>>()));
+        rehearsal.release();
+        rehearsal.stage(&keys[..100], Some(&[9; 100]));
+        rehearsal.release();
+        rehearsal.stage(&(1000..1150).collect::<Vec<_>>(), Some(&[9; 150]));
+        rehearsal.release();
+        assert_eq!((rehearsal.left(), rehearsal.swept()), (150, 0));
+        assert!(rehearsal.stage(&keys[..100], Some(&[9; 100])).iter().all(|there| *there));
     }
 }

@@ -20,6 +20,12 @@ const PROBE_BLOCK: usize = 32;
 const PROBES_AHEAD: usize = PROBE_BLOCK + 8;
 /// Keys between asking for the buckets behind a home and looking into them.
 const BEHIND_PROBES_AHEAD: usize = 12;
+/// Rows that are used never again but may not leave yet, which are passed over in a row of calls
+/// that look for some that may: they come in the order of the stages, so that behind a few of them
+/// hardly any other is.
+const DONE_PASSED_MAX: usize = 8;
+/// Places of such rows between asking for one and looking at it.
+const DONE_AHEAD: usize = 8;
 /// Bytes of rows that a section takes from the budget at least, unless a row is longer.
 const CHUNK_BYTES: usize = 4 << 10;
 /// The index grows by one bucket in so many at least.
@@ -304,6 +310,9 @@ impl Section {
         if new != code {
             self.index.set_code(at, new);
         }
+        if next_use == Some(u32::MAX) {
+            self.policy.note_done(at.place());
+        }
         let row = Row::new(self.place.base + u64::from(slot));
         Hit { slot, row, loading: meta.is_loading() }
     }
@@ -338,7 +347,10 @@ impl Section {
             (None, Past::Unknown) => self.policy.insert(probe.hash, None),
             (None, Past::Known(history)) => self.policy.insert(probe.hash, history),
         };
-        self.index.insert(probe.hash, Mark { meta, slot, code });
+        let at = self.index.insert(probe.hash, Mark { meta, slot, code });
+        if next_use == Some(u32::MAX) {
+            self.policy.note_done(at.place());
+        }
         self.rows += 1;
         Hit { slot, row: self.row(slot), loading: meta.is_loading() }
     }
@@ -394,8 +406,9 @@ impl Section {
     }
 
     /// Finds up to `wanted` rows that may leave: not pinned, not on their way in, and of a table
-    /// that `may` lets go. The hand goes round once as the policy says; if that is not enough, a
-    /// second time for the least worth keeping of those that it passed.
+    /// that `may` lets go. Those that are used never again come first. Then the hand goes round once
+    /// as the policy says; if that is not enough, a second time for the least worth keeping of those
+    /// that it passed.
     pub(crate) fn sweep(
         &mut self,
         wanted: usize,
@@ -404,11 +417,12 @@ impl Section {
     ) {
         let mut seen = [0_u32; 256];
         let before = leaving.len();
+        self.take_done(wanted, &mut may, leaving);
         for round in 0..2 {
             let missing = (wanted - (leaving.len() - before)) as u32;
             let least = (round == 1).then(|| least_of(&seen, missing));
             for _ in 0..self.places() {
-                if leaving.len() - before == wanted {
+                if leaving.len() - before >= wanted {
                     return;
                 }
                 let place = self.hand;
@@ -435,6 +449,42 @@ impl Section {
                     self.pin(row.slot); // so that it is not taken twice
                 }
             }
+        }
+    }
+
+    /// Finds up to `wanted` rows that may leave among those that the policy has noted as used never
+    /// again. No hand moves.
+    fn take_done(
+        &mut self,
+        wanted: usize,
+        mut may: impl FnMut(TableId) -> bool,
+        leaving: &mut Vec<Entry>,
+    ) {
+        let before = leaving.len();
+        let (mut held, mut passed) = ([None; DONE_PASSED_MAX], 0);
+        while leaving.len() - before < wanted && passed < DONE_PASSED_MAX {
+            if let Some(ahead) = self.policy.nth_done(DONE_AHEAD) {
+                self.index.ask_place(ahead);
+            }
+            let Some(place) = self.policy.take_done() else { break };
+            let there = if place < self.places() { self.index.nth(place) } else { None };
+            let Some((at, row)) = there.filter(|(_, row)| row.code == Policy::NEVER) else {
+                continue; // it left, moved, or is used again after all
+            };
+            if row.meta.is_loading() || self.is_pinned(row.slot) {
+                held[passed] = Some(place);
+                passed += 1;
+            } else if !may(row.meta.table()) {
+                // its table may need all of its rows for long: others come first
+                self.policy.note_done(place);
+                passed += 1;
+            } else {
+                leaving.push(self.index.entry(at));
+                self.pin(row.slot); // so that it is not taken twice
+            }
+        }
+        for place in held.into_iter().flatten().rev() {
+            self.policy.put_done_back(place);
         }
     }
 
