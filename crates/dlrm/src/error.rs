@@ -96,7 +96,7 @@ pub enum Error {
     Device(gpu::Error),
     /// The system gave no threads.
     #[error("start compute threads: {0}")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
+    Threads(std::io::Error),
 }
 
 // By hand, for each says in its message what its cause says: a chain would say it twice.

@@ -67,16 +67,17 @@ impl DenseOptimizer {
     /// Applies the gradient of some of a parameter's elements. `step` counts from 1.
     pub(crate) fn apply(&self, part: &mut TensorPart<'_>, step: u32, learning_rate: f32) {
         let TensorPart { values, gradient, state } = part;
-        match (*self, state.as_mut_slice()) {
-            (DenseOptimizer::Sgd, []) => optim::sgd(values, gradient, learning_rate),
-            (DenseOptimizer::Adagrad { eps }, [accumulator]) => {
+        match *self {
+            DenseOptimizer::Sgd => optim::sgd(values, gradient, learning_rate),
+            DenseOptimizer::Adagrad { eps } => {
+                let [accumulator, _] = state;
                 optim::adagrad(values, accumulator, gradient, learning_rate, eps);
             }
-            (DenseOptimizer::Adam { beta1, beta2, eps }, [moment1, moment2]) => {
+            DenseOptimizer::Adam { beta1, beta2, eps } => {
+                let [moment1, moment2] = state;
                 let step = AdamStep::new(step, learning_rate, beta1, beta2, eps);
                 optim::adam(values, moment1, moment2, gradient, step);
             }
-            (rule, state) => unreachable!("{rule:?} with {} state tensors", state.len()),
         }
     }
 }

@@ -27,11 +27,14 @@ pub(crate) struct Tensor {
     pub state: Vec<Vec<f32>>, // one of the same shape for each of the optimizer's state names
 }
 
+/// The most floats of state that an optimizer keeps for a weight.
+const STATES: usize = 2;
+
 /// Some elements of a parameter, in a row.
 pub(crate) struct TensorPart<'a> {
     pub values: &'a mut [f32],
     pub gradient: &'a [f32],
-    pub state: Vec<&'a mut [f32]>, // one for each of the optimizer's state names
+    pub state: [&'a mut [f32]; STATES], // empty beyond the optimizer's state names
 }
 
 impl Tensor {
@@ -46,7 +49,8 @@ impl Tensor {
         let len = shape.iter().product();
         let mut values = vec![0.0; len];
         fill_normal(seed, &name, std, &mut values);
-        let state = optimizer.state_names().iter().map(|_| vec![0.0; len]).collect();
+        let state: Vec<_> = optimizer.state_names().iter().map(|_| vec![0.0; len]).collect();
+        assert!(state.len() <= STATES, "an optimizer's state");
         Self { name, shape, values, gradient: vec![0.0; len], state }
     }
 
@@ -62,9 +66,13 @@ impl Tensor {
     /// All elements in parts of `len`, but for the last.
     pub(crate) fn parts(&mut self, len: usize) -> impl Iterator<Item = TensorPart<'_>> {
         let values = self.values.chunks_mut(len);
-        let mut states: Vec<_> = self.state.iter_mut().map(|state| state.chunks_mut(len)).collect();
+        let mut state = self.state.iter_mut();
+        let mut states = [(); STATES].map(|()| {
+            let state: &mut [f32] = state.next().map(Vec::as_mut_slice).unwrap_or_default();
+            state.chunks_mut(len)
+        });
         values.zip(self.gradient.chunks(len)).map(move |(values, gradient)| {
-            let state = states.iter_mut().filter_map(Iterator::next).collect();
+            let state = states.each_mut().map(|state| state.next().unwrap_or_default());
             TensorPart { values, gradient, state }
         })
     }
