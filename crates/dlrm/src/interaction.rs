@@ -42,7 +42,7 @@ impl Dots {
         let (vectors, dim) = (self.vectors, self.dim);
         let (lines, _) = self.turned.all_mut().as_chunks_mut::<PANEL>();
         let panels = features.chunks(PANEL * dim).zip(lines.chunks_exact_mut(dim));
-        panels.for_each(|(vectors, lines)| turn(vectors, lines));
+        panels.for_each(|(vectors, lines)| turn(vectors, dim, lines));
         let stride = self.square.stride();
         let square = self.square.all_mut();
         for first in (0..vectors).step_by(LANES) {

@@ -19,17 +19,11 @@ pub(crate) struct Mlp {
 struct Layer {
     weight: Tensor, // [outputs, inputs]
     bias: Tensor,   // [outputs]
-    laid_out: LaidOut,
+    /// The weights as products forward read them. It follows every change of them.
+    turned: Sheet, // [outputs / PANEL, inputs, PANEL]: zeros after the last output
     inputs: usize,
     outputs: usize,
     rectified: bool,
-}
-
-/// A layer's weights as the products read them. They follow every change of the weights.
-struct LaidOut {
-    forward: Sheet, // [outputs / PANEL, inputs, PANEL]: transposed, zeros after the last output
-    backward: Sheet, // [outputs, inputs]
-    bias: Sheet,    // [outputs / PANEL, PANEL]
 }
 
 /// What one tile of samples keeps of one layer between forward and backward.
@@ -43,7 +37,9 @@ pub(crate) struct LayerTile {
 pub(crate) struct Panel<'a> {
     pub layer: usize,
     outputs: Range<usize>,
-    weight: &'a mut [f32], // [outputs, inputs]
+    inputs: usize,
+    stride: usize,
+    weight: &'a mut [f32], // [outputs, stride]
     bias: &'a mut [f32],   // [outputs]
 }
 
@@ -56,12 +52,9 @@ pub(crate) struct PanelTerm<'a> {
 
 /// The parameters of at most `PANEL` outputs of a layer, to be changed and laid out.
 pub(crate) struct Strip<'a> {
-    weight: TensorPart<'a>,  // [outputs, inputs]
-    bias: TensorPart<'a>,    // [outputs]
-    forward: &'a mut [f32],  // [inputs, PANEL]
-    backward: &'a mut [f32], // [outputs, stride]
-    biases: &'a mut [f32],   // [PANEL]
-    inputs: usize,
+    weight: TensorPart<'a>, // [outputs, stride]
+    bias: TensorPart<'a>,   // [outputs], zeros after the last
+    turned: &'a mut [f32],  // [inputs, PANEL]
     stride: usize,
 }
 
@@ -85,11 +78,7 @@ impl Mlp {
             Layer {
                 weight: draw("weight", vec![outputs, inputs], 2.0 / (inputs + outputs) as f64),
                 bias: draw("bias", vec![outputs], 1.0 / outputs as f64),
-                laid_out: LaidOut {
-                    forward: Sheet::with_stride(outputs.div_ceil(PANEL) * inputs, PANEL),
-                    backward: Sheet::new(outputs, inputs),
-                    bias: Sheet::with_stride(outputs.div_ceil(PANEL), PANEL),
-                },
+                turned: Sheet::with_stride(outputs.div_ceil(PANEL) * inputs, PANEL),
                 inputs,
                 outputs,
                 rectified: last_rectified || i + 2 < widths.len(),
@@ -123,10 +112,10 @@ impl Mlp {
             let (before, rest) = tiles.split_at_mut(l);
             let input = before.last().map_or(input, |tile| &tile.output);
             let output = &mut rest[0].output;
-            let LaidOut { forward, bias, .. } = &layer.laid_out;
+            let (turned, bias) = (&layer.turned, &layer.bias.values);
             let term = Term {
                 left: Left { values: input.rows(samples), row: input.stride(), column: 1 },
-                right: Right { values: forward.all(), panel: layer.inputs * PANEL, row: PANEL },
+                right: Right { values: turned.all(), panel: layer.inputs * PANEL, row: PANEL },
                 inner: layer.inputs,
             };
             let shape = (samples, layer.outputs.next_multiple_of(LANES));
@@ -161,10 +150,10 @@ impl Mlp {
                 (None, Some(target)) => (target, Finish::Set),
                 (None, None) => continue,
             };
-            let backward = &layer.laid_out.backward;
+            let weight = &layer.weight.values;
             let term = Term {
                 left: Left { values: gradient.rows(samples), row: gradient.stride(), column: 1 },
-                right: Right { values: backward.all(), panel: PANEL, row: backward.stride() },
+                right: Right { values: weight.all(), panel: PANEL, row: weight.stride() },
                 inner: layer.outputs,
             };
             let shape = (samples, layer.inputs.next_multiple_of(LANES));
@@ -175,36 +164,30 @@ impl Mlp {
     /// The parameters of all layers, to be changed side by side.
     pub(crate) fn strips(&mut self) -> impl Iterator<Item = Strip<'_>> {
         self.layers.iter_mut().flat_map(|layer| {
-            let Layer { weight, bias, laid_out, inputs, .. } = layer;
-            let (inputs, stride) = (*inputs, laid_out.backward.stride());
-            let LaidOut { forward, backward, bias: biases } = laid_out;
-            let parameters = weight.parts(PANEL * inputs).zip(bias.parts(PANEL));
-            let forward = forward.all_mut().chunks_mut(PANEL * inputs);
-            let backward = backward.all_mut().chunks_mut(PANEL * stride);
-            let biases = biases.all_mut().chunks_mut(PANEL);
-            parameters.zip(forward.zip(backward).zip(biases)).map(
-                move |((weight, bias), ((forward, backward), biases))| Strip {
-                    weight,
-                    bias,
-                    forward,
-                    backward,
-                    biases,
-                    inputs,
-                    stride,
-                },
-            )
+            let Layer { weight, bias, turned, inputs, .. } = layer;
+            let (inputs, stride) = (*inputs, weight.values.stride());
+            let parameters = weight.parts(PANEL * stride).zip(bias.parts(PANEL));
+            let turned = turned.all_mut().chunks_mut(PANEL * inputs);
+            parameters.zip(turned).map(move |((weight, bias), turned)| Strip {
+                weight,
+                bias,
+                turned,
+                stride,
+            })
         })
     }
 
     /// The gradients of all layers in panels of at most `outputs_max` outputs.
     pub(crate) fn panels(&mut self, outputs_max: usize) -> impl Iterator<Item = Panel<'_>> {
         self.layers.iter_mut().enumerate().flat_map(move |(l, layer)| {
-            let inputs = layer.inputs;
-            let weights = layer.weight.gradient.chunks_mut(outputs_max * inputs);
-            let biases = layer.bias.gradient.chunks_mut(outputs_max);
+            let Layer { weight, bias, inputs, outputs, .. } = layer;
+            let (inputs, outputs, stride) = (*inputs, *outputs, weight.gradient.stride());
+            let weights = weight.gradient.all_mut().chunks_mut(outputs_max * stride);
+            let biases = bias.gradient.all_mut()[..outputs].chunks_mut(outputs_max);
             weights.zip(biases).enumerate().map(move |(i, (weight, bias))| {
                 let start = i * outputs_max;
-                Panel { layer: l, outputs: start..start + bias.len(), weight, bias }
+                let outputs = start..start + bias.len();
+                Panel { layer: l, outputs, inputs, stride, weight, bias }
             })
         })
     }
@@ -213,8 +196,7 @@ impl Mlp {
 impl Panel<'_> {
     /// Sums the terms of so many tiles in their order.
     pub(crate) fn fill<'a>(&mut self, tiles: usize, term: impl Fn(usize) -> PanelTerm<'a>) {
-        let inputs = self.weight.len() / self.bias.len();
-        let shape = (self.bias.len(), inputs);
+        let shape = (self.outputs.len(), self.inputs);
         self.bias.fill(0.0);
         for first in (0..tiles).step_by(TERMS) {
             let count = TERMS.min(tiles - first);
@@ -229,7 +211,7 @@ impl Panel<'_> {
                 }
             });
             let finish = if first == 0 { Finish::Set } else { Finish::Add };
-            product(&terms[..count], shape, self.weight, inputs, finish);
+            product(&terms[..count], shape, self.weight, self.stride, finish);
             for t in first..first + count {
                 let PanelTerm { samples, layer, .. } = term(t);
                 let gradient = &layer.gradient;
@@ -248,16 +230,10 @@ impl Strip<'_> {
         self.lay_out();
     }
 
-    /// Copies the weights to where the products read them.
+    /// Turns the weights for the products forward.
     pub(crate) fn lay_out(&mut self) {
-        let (weights, biases) = (&*self.weight.values, &*self.bias.values);
-        self.biases[..biases.len()].copy_from_slice(biases);
-        let rows = self.backward.chunks_exact_mut(self.stride);
-        for (row, weights) in rows.zip(weights.chunks_exact(self.inputs)) {
-            row[..self.inputs].copy_from_slice(weights);
-        }
-        let (lines, _) = self.forward.as_chunks_mut::<PANEL>();
-        turn(weights, lines);
+        let (lines, _) = self.turned.as_chunks_mut::<PANEL>();
+        turn(self.weight.values, self.stride, lines);
     }
 }
 

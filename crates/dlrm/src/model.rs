@@ -250,14 +250,14 @@ impl Model {
         let Some(tensor) = self.tensors_mut().find(|tensor| tensor.name == name) else {
             return Err(Error::UnknownTensor { name: name.to_owned() });
         };
-        if values.len() != tensor.values.len() {
+        if values.len() != tensor.len() {
             return Err(Error::Tensor {
                 name: name.to_owned(),
                 found: format!("{} floats", values.len()),
-                expected: format!("{} floats, shape {:?}", tensor.values.len(), tensor.shape),
+                expected: format!("{} floats, shape {:?}", tensor.len(), tensor.shape),
             });
         }
-        tensor.values.copy_from_slice(values);
+        tensor.values.set_dense(values);
         Ok(())
     }
 

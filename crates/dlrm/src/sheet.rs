@@ -1,6 +1,8 @@
 //! A matrix whose rows each begin a cache line, with as many floats after a row as make whole
 //! lines: what vectors are read from and written to. Floats past a row's width are nobody's.
 
+use std::borrow::Cow;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::kernels::LANES;
@@ -18,6 +20,7 @@ const CROWDED: usize = 128;
 pub(crate) struct Sheet {
     lines: Vec<Line>,
     stride: usize,
+    width: usize,
 }
 
 /// Some rows of a sheet, to be written.
@@ -31,13 +34,14 @@ impl Sheet {
     pub(crate) fn new(rows: usize, width: usize) -> Self {
         let whole = width.next_multiple_of(LANES);
         let stride = if whole.is_multiple_of(CROWDED) { whole + LANES } else { whole };
-        Self::with_stride(rows, stride)
+        Self { width, ..Self::with_stride(rows, stride) }
     }
 
     /// Rows of `stride` floats, whole lines, with nothing between them.
     pub(crate) fn with_stride(rows: usize, stride: usize) -> Self {
         assert!(stride.is_multiple_of(LANES), "a stride of {stride}");
-        Self { lines: vec![Line([0.0; LANES]); rows * stride / LANES], stride }
+        let lines = vec![Line([0.0; LANES]); rows * stride / LANES];
+        Self { lines, stride, width: stride }
     }
 
     /// Floats from one row to the next.
@@ -64,6 +68,35 @@ impl Sheet {
     /// All floats.
     pub(crate) fn all_mut(&mut self) -> &mut [f32] {
         bytemuck::cast_slice_mut(&mut self.lines)
+    }
+
+    /// All rows without what lies between them, one after the other.
+    pub(crate) fn dense(&self) -> Cow<'_, [f32]> {
+        if self.width == self.stride {
+            return Cow::Borrowed(self.all());
+        }
+        Cow::Owned(self.each_row().flatten().copied().collect())
+    }
+
+    /// Sets all rows; what lies between them stays.
+    pub(crate) fn set_dense(
+        &mut self,
+        values: &[f32], // [rows, width]
+    ) {
+        assert_eq!(values.len(), self.lines.len() * LANES / self.stride * self.width, "a sheet");
+        let rows = values.chunks_exact(self.width);
+        self.each_row_mut().zip(rows).for_each(|(row, values)| row.copy_from_slice(values));
+    }
+
+    /// All rows, each as wide as it is.
+    pub(crate) fn each_row(&self) -> impl Iterator<Item = &[f32]> {
+        self.all().chunks_exact(self.stride).map(|row| &row[..self.width])
+    }
+
+    /// All rows, each as wide as it is.
+    pub(crate) fn each_row_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        let (stride, width) = (self.stride, self.width);
+        self.all_mut().chunks_exact_mut(stride).map(move |row| &mut row[..width])
     }
 
     /// All floats.

@@ -33,10 +33,10 @@ impl Model {
         let names = self.optimizer().state_names();
         let mut tensors: Vec<(String, Floats<'_>)> = Vec::new();
         for tensor in self.tensors() {
-            let floats = |values| Floats::new(&tensor.shape, values);
-            tensors.push((tensor.name.clone(), floats(&tensor.values)));
-            for (name, values) in names.iter().zip(&tensor.state) {
-                tensors.push((state_name(&tensor.name, name), floats(values)));
+            tensors.push((tensor.name.clone(), Floats::new(&tensor.shape, tensor.values.dense())));
+            for (name, state) in names.iter().zip(&tensor.state) {
+                let floats = Floats::new(&tensor.shape, state.dense());
+                tensors.push((state_name(&tensor.name, name), floats));
             }
         }
         if self.optimizer().counts_steps() {
@@ -82,11 +82,11 @@ impl Model {
         let (mut weights, mut states) = (weights.into_iter(), states.into_iter());
         self.steps = steps;
         for tensor in self.tensors_mut() {
-            tensor.values = weights.next().expect("one for each parameter");
+            tensor.values.set_dense(&weights.next().expect("one for each parameter"));
             for state in &mut tensor.state {
                 match states.next() {
-                    Some(loaded) => *state = loaded,
-                    None => state.fill(0.0),
+                    Some(loaded) => state.set_dense(&loaded),
+                    None => state.all_mut().fill(0.0),
                 }
             }
         }
@@ -131,11 +131,12 @@ fn read_steps(tensor: &TensorView<'_>) -> Result<u32> {
 }
 
 impl<'a> Floats<'a> {
-    fn new(shape: &'a [usize], values: &'a [f32]) -> Self {
-        let values = if cfg!(target_endian = "little") {
-            Cow::Borrowed(bytemuck::cast_slice(values))
-        } else {
-            Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    fn new(shape: &'a [usize], values: Cow<'a, [f32]>) -> Self {
+        let values = match values {
+            Cow::Borrowed(values) if cfg!(target_endian = "little") => {
+                Cow::Borrowed(bytemuck::cast_slice(values))
+            }
+            values => Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
         };
         Self { shape, values, dtype: Dtype::F32 }
     }

@@ -96,8 +96,10 @@ fn save_whole(
     };
     let dim = card.architecture.sparse_feature_size;
     let failed = RefCell::new(None);
-    let mut tensors: Vec<(String, Tensor<'_>)> =
-        model.parameters().map(|p| (p.name.to_owned(), Tensor::dense(p.shape, p.values))).collect();
+    let mut tensors: Vec<(String, Tensor<'_>)> = model
+        .parameters()
+        .map(|p| (p.name.to_owned(), Tensor::dense(p.shape, p.values())))
+        .collect();
     for (t, (&table, &rows)) in tables.iter().zip(rows).enumerate() {
         let rows = TableRows { session, table, rows, dim, failed: &failed };
         tensors.push((format!("emb_l.{t}.weight"), Tensor::table(rows)));
@@ -121,7 +123,7 @@ struct Tensor<'a> {
 }
 
 enum TensorSource<'a> {
-    Dense(&'a [f32]),
+    Dense(Cow<'a, [f32]>),
     Table(TableRows<'a>),
 }
 
@@ -135,7 +137,7 @@ struct TableRows<'a> {
 }
 
 impl<'a> Tensor<'a> {
-    fn dense(shape: &[usize], values: &'a [f32]) -> Self {
+    fn dense(shape: &[usize], values: Cow<'a, [f32]>) -> Self {
         Self { shape: shape.to_vec(), source: TensorSource::Dense(values) }
     }
 

@@ -6,6 +6,7 @@
 
 use gpu::{Buffer, Memory};
 
+use crate::sheet::Sheet;
 use crate::{DenseOptimizer, Model, Result};
 
 /// Every matrix on the device has a multiple of so many columns.
@@ -49,7 +50,7 @@ fn places(model: &Model) -> (Vec<Place>, usize) {
     let places = model.tensors().map(|tensor| {
         let (rows, columns) = match tensor.shape[..] {
             [outputs, inputs] => (padded(outputs), inputs),
-            _ => (1, tensor.values.len()), // a bias
+            _ => (1, tensor.len()), // a bias
         };
         let place = Place { first, rows, columns };
         first = (first + place.floats()).next_multiple_of(ALIGNMENT);
@@ -96,19 +97,19 @@ impl Arena {
     /// Takes weights and state from the host. Waits for all work.
     pub(super) fn write(&self, model: &Model) -> Result<()> {
         let mut all = vec![0.0_f32; self.weights.bytes() as usize / 4];
-        let mut kind = |to: &Buffer, values: &mut dyn Iterator<Item = &[f32]>| -> Result<()> {
+        let mut kind = |to: &Buffer, values: &mut dyn Iterator<Item = &Sheet>| -> Result<()> {
             all.fill(0.0);
             for (place, values) in self.places.iter().zip(values) {
                 let stride = padded(place.columns);
                 let to = all[place.first..].chunks_mut(stride);
-                let rows = values.chunks(place.columns);
+                let rows = values.each_row();
                 rows.zip(to).for_each(|(row, to)| to[..row.len()].copy_from_slice(row));
             }
             Ok(to.write(0, &all)?)
         };
-        kind(&self.weights, &mut model.tensors().map(|tensor| &tensor.values[..]))?;
+        kind(&self.weights, &mut model.tensors().map(|tensor| &tensor.values))?;
         for (s, state) in self.states.iter().enumerate() {
-            kind(state, &mut model.tensors().map(|tensor| &tensor.state[s][..]))?;
+            kind(state, &mut model.tensors().map(|tensor| &tensor.state[s]))?;
         }
         Ok(())
     }
@@ -117,20 +118,20 @@ impl Arena {
     pub(super) fn read(&self, model: &mut Model) -> Result<()> {
         let mut all = vec![0.0_f32; self.weights.bytes() as usize / 4];
         let mut kind =
-            |from: &Buffer, values: &mut dyn Iterator<Item = &mut [f32]>| -> Result<()> {
+            |from: &Buffer, values: &mut dyn Iterator<Item = &mut Sheet>| -> Result<()> {
                 from.read(0, &mut all)?;
                 for (place, values) in self.places.iter().zip(values) {
                     let stride = padded(place.columns);
                     let from = all[place.first..].chunks(stride);
-                    let rows = values.chunks_mut(place.columns);
+                    let rows = values.each_row_mut();
                     rows.zip(from).for_each(|(row, from)| row.copy_from_slice(&from[..row.len()]));
                 }
                 Ok(())
             };
-        kind(&self.weights, &mut model.tensors_mut().map(|tensor| &mut tensor.values[..]))?;
-        kind(&self.gradient, &mut model.tensors_mut().map(|tensor| &mut tensor.gradient[..]))?;
+        kind(&self.weights, &mut model.tensors_mut().map(|tensor| &mut tensor.values))?;
+        kind(&self.gradient, &mut model.tensors_mut().map(|tensor| &mut tensor.gradient))?;
         for (s, state) in self.states.iter().enumerate() {
-            kind(state, &mut model.tensors_mut().map(|tensor| &mut tensor.state[s][..]))?;
+            kind(state, &mut model.tensors_mut().map(|tensor| &mut tensor.state[s]))?;
         }
         Ok(())
     }

@@ -74,7 +74,7 @@ fn check(case: Case) {
                 &mut oracle.parameters.get_mut(parameter.name).unwrap()[i]
             })
         };
-        tally.compare(parameter.name, parameter.gradient, expected);
+        tally.compare(parameter.name, &parameter.gradient(), expected);
     }
     let expected = |i| difference(&mut oracle, &batch, |oracle| &mut oracle.rows[i]);
     tally.compare("the rows", &row_gradients, expected);

@@ -15,7 +15,7 @@ pub(crate) struct Oracle {
 impl Oracle {
     pub(crate) fn of(model: &Model, batch: &Batch) -> Self {
         let doubles = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        let parameters = model.parameters().map(|p| (p.name.to_owned(), doubles(p.values)));
+        let parameters = model.parameters().map(|p| (p.name.to_owned(), doubles(&p.values())));
         Self {
             architecture: model.architecture().clone(),
             parameters: parameters.collect(),

@@ -51,9 +51,9 @@ fn step(model: &mut Model, batch: &Batch) -> Tensors {
     tensors.floats("rows", &of_rows, &batch.rows);
     tensors.floats("gradient rows", &of_rows, &row_gradients);
     for parameter in model.parameters() {
-        tensors.floats(parameter.name, parameter.shape, parameter.values);
+        tensors.floats(parameter.name, parameter.shape, &parameter.values());
         let name = format!("gradient {}", parameter.name);
-        tensors.floats(&name, parameter.shape, parameter.gradient);
+        tensors.floats(&name, parameter.shape, &parameter.gradient());
     }
     for (f, ((indices, offsets), way)) in batch.lists.iter().zip(&batch.ways).enumerate() {
         tensors.places(&format!("indices {f}"), indices);

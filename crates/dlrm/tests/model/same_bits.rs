@@ -28,7 +28,7 @@ fn train(
         assert!(loss.is_finite() && row_gradients.iter().all(|g| g.is_finite()));
         trace.extend([bits(&[loss]), bits(&row_gradients), bits(&probabilities)]);
     }
-    trace.extend(model.parameters().map(|p| bits(p.values)));
+    trace.extend(model.parameters().map(|p| bits(&p.values())));
     trace
 }
 
@@ -148,7 +148,7 @@ fn a_prediction_leaves_the_gradients_of_the_step_before_it() {
             model.predict(&other.unlabelled(&other.features()), &mut probabilities).unwrap();
         }
         model.apply_dense(0.1);
-        model.parameters().map(|p| p.values.to_vec()).collect::<Vec<_>>()
+        model.parameters().map(|p| p.values().to_vec()).collect::<Vec<_>>()
     };
     assert_eq!(weights(true), weights(false));
 }
@@ -174,14 +174,14 @@ fn whether_a_step_begins_before_its_rows_are_there_or_not() {
         let mut probabilities = vec![f32::NAN; 300];
         model.predict(&other.unlabelled(&other.features()), &mut probabilities).unwrap();
         trace.push(bits(&probabilities));
-        trace.extend(model.parameters().map(|p| bits(p.values)));
+        trace.extend(model.parameters().map(|p| bits(&p.values())));
         trace
     };
     let expected = train(|_, _| ());
     assert!(train(|model, batch| model.begin(&batch.dense).unwrap()) == expected);
     let set_between = train(|model, batch| {
         let weight = model.parameters().next().unwrap();
-        let (name, values) = (weight.name.to_owned(), weight.values.to_vec());
+        let (name, values) = (weight.name.to_owned(), weight.values().to_vec());
         model.set_parameter(&name, &vec![0.5; values.len()]).unwrap();
         model.begin(&batch.dense).unwrap();
         model.set_parameter(&name, &values).unwrap();
@@ -210,7 +210,7 @@ fn whether_the_rows_gradients_come_first_or_all_at_once() {
             model.apply_dense(0.1);
             trace.extend([bits(&[loss.unwrap()]), bits(&gradients)]);
         }
-        trace.extend(model.parameters().map(|p| bits(p.values)));
+        trace.extend(model.parameters().map(|p| bits(&p.values())));
         trace
     };
     let expected = train(false, |_, _| ());

@@ -22,7 +22,7 @@ fn step(model: &mut Model, batch: &Batch) {
 }
 
 fn values(model: &Model) -> Vec<Vec<f32>> {
-    model.parameters().map(|p| p.values.to_vec()).collect()
+    model.parameters().map(|p| p.values().to_vec()).collect()
 }
 
 /// A tensor of zeros in the place of another, or none.
@@ -130,7 +130,7 @@ fn a_parameter_can_be_set_by_name() {
     let mut model = new(DenseOptimizer::Sgd, 1);
     model.set_parameter("top_l.2.bias", &[0.75]).unwrap();
     let bias = model.parameters().find(|p| p.name == "top_l.2.bias").unwrap();
-    assert_eq!(bias.values, [0.75]);
+    assert_eq!(*bias.values(), [0.75]);
     assert!(matches!(model.set_parameter("top_l.2.bias", &[]), Err(Error::Tensor { .. })));
     assert!(matches!(model.set_parameter("top_l.9.bias", &[]), Err(Error::UnknownTensor { .. })));
 }
