@@ -310,4 +310,57 @@ impl Lanes for Avx2 {
             Self(_mm256_and_ps(low, self.0), _mm256_and_ps(high, self.1))
         }
     }
+
+    /// Quarters of the square are turned by themselves, two of them change places.
+    #[inline(always)]
+    unsafe fn turned(rows: [Self; LANES]) -> [Self; LANES] {
+        let mut columns = rows;
+        for i in [0, 8] {
+            let eight = &rows[i..i + 8];
+            let (mut low, mut high) = ([eight[0].0; 8], [eight[0].1; 8]);
+            for (j, row) in eight.iter().enumerate() {
+                (low[j], high[j]) = (row.0, row.1);
+            }
+            // SAFETY: the caller's.
+            let (low, high) = unsafe { (turned_by_eight(low), turned_by_eight(high)) };
+            for j in 0..8 {
+                if i == 0 {
+                    (columns[j].0, columns[8 + j].0) = (low[j], high[j]);
+                } else {
+                    (columns[j].1, columns[8 + j].1) = (low[j], high[j]);
+                }
+            }
+        }
+        columns
+    }
+}
+
+/// Rows to columns: pairs of floats, pairs of pairs, then halves of registers change places.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn turned_by_eight(rows: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut pairs = rows;
+        for i in (0..8).step_by(2) {
+            pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+            pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+        }
+        // half h of fours[i + j] has column 4 h + j of the rows i to i + 3
+        let mut fours = rows;
+        for i in (0..8).step_by(4) {
+            let (a, b) = (_mm256_castps_pd(pairs[i]), _mm256_castps_pd(pairs[i + 1]));
+            let (c, d) = (_mm256_castps_pd(pairs[i + 2]), _mm256_castps_pd(pairs[i + 3]));
+            fours[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+            fours[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+            fours[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+            fours[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+        }
+        let mut columns = rows;
+        for j in 0..4 {
+            columns[j] = _mm256_permute2f128_ps::<0x20>(fours[j], fours[4 + j]);
+            columns[4 + j] = _mm256_permute2f128_ps::<0x31>(fours[j], fours[4 + j]);
+        }
+        columns
+    }
 }
