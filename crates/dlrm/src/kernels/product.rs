@@ -2,6 +2,8 @@
 //! was rectified, set, or added. Blocks of the result stay in registers while the inner dimension
 //! goes by; the left operand is read where it lies, the right one in panels of columns.
 
+use std::mem::MaybeUninit;
+
 use super::dispatch;
 use super::lanes::{LANES, Lanes, ask};
 
@@ -78,6 +80,7 @@ pub fn product(
 ) {
     let whole = columns.next_multiple_of(LANES);
     let last = |count: usize| count.checked_sub(1).expect("a dimension of a product");
+    assert!(!terms.is_empty(), "a product of nothing");
     for Term { left, right, inner } in terms {
         let end = last(rows) * left.row + last(*inner) * left.column;
         assert!(end < left.values.len(), "the left operand of a product");
@@ -174,7 +177,8 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(
     column: usize,
 ) {
     // SAFETY: `product` has found all that lies between the first and the last row, column and
-    // inner index inside the slices; offsets below are of such places.
+    // inner index inside the slices; offsets below are of such places. It has found a term, which
+    // writes the sums that are kept.
     unsafe {
         // what the end wants comes while the sums are made: nothing would be left to do meanwhile
         for i in 0..R {
@@ -186,13 +190,18 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(
                 }
             }
         }
-        let mut sums = [[L::zero(); W]; R];
-        for Term { left, right, inner } in job.terms {
+        // memory of the sums between terms alone; zeros there would be written for nothing
+        let mut kept = MaybeUninit::<[[L; W]; R]>::uninit();
+        for (t, Term { left, right, inner }) in job.terms.iter().enumerate() {
             let mut l = left.values.as_ptr().add(row * left.row);
             let mut r = right.values.as_ptr().add(column / PANEL * right.panel + column % PANEL);
             // sums without a check for overflow, which would keep the loop from its registers
             let ahead = (AHEAD.wrapping_mul(left.column), AHEAD.wrapping_mul(right.row));
-            for _ in 0..*inner {
+            let mut sums = if t == 0 { [[L::zero(); W]; R] } else { kept.assume_init() };
+            // the end is asked for behind, for there is an inner index: a way past the loop would
+            // have registers for its sums too, and take them from those of the loop
+            let mut left_over = *inner;
+            loop {
                 let mut vectors = [L::zero(); W];
                 for (w, vector) in vectors.iter_mut().enumerate() {
                     *vector = L::load(r.wrapping_add(w * LANES));
@@ -207,8 +216,14 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(
                 }
                 l = l.wrapping_add(left.column);
                 r = r.wrapping_add(right.row);
+                left_over = left_over.wrapping_sub(1);
+                if left_over == 0 {
+                    break;
+                }
             }
+            kept.write(sums);
         }
+        let sums = kept.assume_init();
         for (i, sums) in sums.iter().enumerate() {
             let place = (row + i) * job.stride + column;
             for (w, &sum) in sums.iter().enumerate() {
