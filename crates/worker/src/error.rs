@@ -1,5 +1,6 @@
 //! The worker's one error. It does not print; the binary does, once.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -88,8 +89,8 @@ impl Error {
         move |source| Error::File { doing, path, source }
     }
 
-    pub(crate) fn session(doing: impl Into<String>) -> impl FnOnce(wire::Error) -> Error {
-        let doing = doing.into();
-        move |source| Error::Session { doing, source }
+    /// `doing` is put into words where there is an error.
+    pub(crate) fn session(doing: impl Display) -> impl FnOnce(wire::Error) -> Error {
+        move |source| Error::Session { doing: doing.to_string(), source }
     }
 }

@@ -84,7 +84,7 @@ pub(crate) fn for_each_prediction(
         let mut probabilities = Vec::new();
         for looked_up in ready.iter() {
             let looked_up: LookedUp = looked_up?;
-            let features = feature_rows(&looked_up.staged, pooling);
+            let features = feature_rows(&looked_up.staged, pooling, Vec::new());
             let batch = &looked_up.staged.batch;
             let input =
                 PredictInput { dense: &batch.dense, rows: &looked_up.rows, features: &features };

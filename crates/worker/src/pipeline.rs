@@ -196,6 +196,6 @@ fn stage_one(
     let _span = span!("stage", step);
     session
         .stage(Step(step), &next.unique.keys)
-        .map_err(Error::session(format!("stage step {step}")))?;
+        .map_err(Error::session(format_args!("stage step {step}")))?;
     Ok(next)
 }

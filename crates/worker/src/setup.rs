@@ -561,7 +561,7 @@ fn create_tables(args: &TrainArgs, card: &Card, session: &dyn Session) -> Result
             expiry: args.expire_after,
             ..TableSpec::new(name, dim, optimizer, initializer, card.seed)
         };
-        session.create_table(&spec).map_err(Error::session(format!("create table {name}")))
+        session.create_table(&spec).map_err(Error::session(format_args!("create table {name}")))
     };
     card.tables().iter().enumerate().map(create).collect()
 }

@@ -145,6 +145,7 @@ fn train(
         stop,
         first_step: training.card.steps,
         pooling: training.card.pooling,
+        features: Vec::new(),
         report,
         curve,
         events,
@@ -227,6 +228,8 @@ struct Steps<'a> {
     /// Steps trained before this run: the schedule goes on where it was.
     first_step: u64,
     pooling: Pooling,
+    /// The memory of a step's list, empty between steps.
+    features: Vec<FeatureRows<'static>>,
     report: &'a mut Report,
     curve: &'a mut LossCurve,
     events: Option<&'a mut EventFile>,
@@ -426,7 +429,7 @@ impl Steps<'_> {
         self.report.count_pull(staged.at.epoch, pulled.stalled > Duration::ZERO);
 
         let computing = Instant::now();
-        let features = feature_rows(staged, self.pooling);
+        let features = feature_rows(staged, self.pooling, std::mem::take(&mut self.features));
         let input = PulledInput {
             labels: &staged.batch.labels,
             dense: &staged.batch.dense,
@@ -437,6 +440,7 @@ impl Steps<'_> {
             let _span = span!("forward and backward", step);
             self.model.forward_backward(&input, gradients)?
         };
+        self.features = emptied(features);
         let schedule = self.first_step + step;
         let rows = staged.batch.labels.len() as u64;
         let late = Late { step: schedule, rows, at: staged.at };
@@ -461,7 +465,7 @@ impl Steps<'_> {
     fn step_on_device(&mut self, staged: &Staged) -> Result<Option<Trained>> {
         let (step, rows) = (staged.step, staged.unique.keys.len());
         let pulling = Instant::now();
-        let features = feature_rows(staged, self.pooling);
+        let features = feature_rows(staged, self.pooling, std::mem::take(&mut self.features));
         let terms = features.iter().map(|feature| feature.indices.len()).sum();
         let place = self.model.next_place(rows, terms)?;
         if let Some(moved) = &place.moved {
@@ -470,7 +474,7 @@ impl Steps<'_> {
         let pulled = {
             let _span = span!("pull", step);
             let pulled = self.session.pull_on_device(Step(step), place.slot);
-            pulled.map_err(|error| Error::session(format!("pull step {step}"))(error))?
+            pulled.map_err(Error::session(format_args!("pull step {step}")))?
         };
         self.report.pull_s += pulling.elapsed().as_secs_f64();
         self.report.count_pull(staged.at.epoch, pulled.stalled > Duration::ZERO);
@@ -490,8 +494,9 @@ impl Steps<'_> {
             let _span = span!("push", step);
             let rate = self.rates.tables.at(schedule);
             let pushed = self.session.push_on_device(Step(step), place.slot, rate);
-            pushed.map_err(|error| Error::session(format!("push step {step}"))(error))?;
+            pushed.map_err(Error::session(format_args!("push step {step}")))?;
         }
+        self.features = emptied(features);
         self.model.apply_dense(self.rates.dense.at(schedule))?;
         let rows = staged.batch.labels.len() as u64;
         self.late.push_back(Late { step: schedule, rows, at: staged.at });
@@ -548,7 +553,7 @@ impl Steps<'_> {
         let _span = span!("pull", step.0);
         let pulled = self.session.pull(step, self.model.rows(floats)?); // [n_unique, dim]
         self.report.pull_s += pulling.elapsed().as_secs_f64();
-        pulled.map_err(Error::session(format!("pull {step}")))
+        pulled.map_err(Error::session(format_args!("pull {step}")))
     }
 
     /// Has a step's rows pulled on another thread, after the push under way, if they are many
@@ -630,23 +635,32 @@ impl Printed {
     }
 }
 
-/// Each feature's places in the unique rows, and how they are pooled.
-pub(crate) fn feature_rows(staged: &Staged, pooling: Pooling) -> Vec<FeatureRows<'_>> {
+/// Each feature's places in the unique rows, and how they are pooled, in the memory of a list.
+pub(crate) fn feature_rows<'a>(
+    staged: &'a Staged,
+    pooling: Pooling,
+    list: Vec<FeatureRows<'_>>,
+) -> Vec<FeatureRows<'a>> {
+    let mut list = emptied(list);
     let inverse = staged.unique.inverse.iter();
-    inverse
-        .zip(&staged.batch.features)
-        .map(|(indices, feature)| {
-            let pooling = match pooling {
-                Pooling::Mean => dlrm::Pooling::Mean,
-                // a feature without weights counts each of its rows once
-                Pooling::Weighted if !feature.weights.is_empty() => {
-                    dlrm::Pooling::Weighted(&feature.weights)
-                }
-                Pooling::Sum | Pooling::Weighted => dlrm::Pooling::Sum,
-            };
-            FeatureRows { indices, offsets: &feature.offsets, pooling }
-        })
-        .collect()
+    list.extend(inverse.zip(&staged.batch.features).map(|(indices, feature)| {
+        let pooling = match pooling {
+            Pooling::Mean => dlrm::Pooling::Mean,
+            // a feature without weights counts each of its rows once
+            Pooling::Weighted if !feature.weights.is_empty() => {
+                dlrm::Pooling::Weighted(&feature.weights)
+            }
+            Pooling::Sum | Pooling::Weighted => dlrm::Pooling::Sum,
+        };
+        FeatureRows { indices, offsets: &feature.offsets, pooling }
+    }));
+    list
+}
+
+/// A list's memory for entries of another step: a collection of as large ones stays in place.
+fn emptied<'a>(mut list: Vec<FeatureRows<'_>>) -> Vec<FeatureRows<'a>> {
+    list.clear();
+    list.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
 /// What a person is told while steps go by.
@@ -719,7 +733,7 @@ impl Pusher {
                             let _span = span!("push", step.0);
                             session.push(step, &push.gradients, push.learning_rate)
                         };
-                        let pushed = pushed.map_err(Error::session(format!("push {step}")));
+                        let pushed = pushed.map_err(Error::session(format_args!("push {step}")));
                         answer.send((push, pushed)).is_ok()
                     }
                     Work::Pull(step, mut rows) => {
@@ -727,7 +741,7 @@ impl Pusher {
                             let _span = span!("pull", step.0);
                             session.pull(step, &mut rows)
                         };
-                        let pulled = pulled.map_err(Error::session(format!("pull {step}")));
+                        let pulled = pulled.map_err(Error::session(format_args!("pull {step}")));
                         rows_of.send((rows, pulled)).is_ok()
                     }
                 };
@@ -776,5 +790,20 @@ impl Pusher {
         let mut push = self.push.take().unwrap_or_default();
         (push.step, push.learning_rate) = (step.0, learning_rate);
         self.under_way = self.work.send(Work::Push(push)).is_ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_emptied_list_keeps_its_memory() {
+        let (indices, offsets) = (vec![0], vec![0, 1]);
+        let pooling = dlrm::Pooling::Sum;
+        let list = vec![FeatureRows { indices: &indices, offsets: &offsets, pooling }; 26];
+        let (at, capacity) = (list.as_ptr() as usize, list.capacity());
+        let list = emptied::<'static>(list);
+        assert_eq!((list.as_ptr() as usize, list.len(), list.capacity()), (at, 0, capacity));
     }
 }

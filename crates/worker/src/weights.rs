@@ -189,7 +189,7 @@ impl TableRows<'_> {
         self.session
             .lookup(&keys, &mut rows, &mut statuses)
             .and_then(|()| check_whole(&statuses))
-            .map_err(Error::session(format!("export {}", self.table)))?;
+            .map_err(Error::session(format_args!("export {}", self.table)))?;
         Ok(rows)
     }
 }
@@ -223,7 +223,7 @@ pub fn init_from(
             let values = file.floats(&name, start * dim as u64, (end - start) * dim as u64)?;
             session
                 .assign(&id_batch(table, start, end)?, &values)
-                .map_err(Error::session(format!("assign {name}")))?;
+                .map_err(Error::session(format_args!("assign {name}")))?;
             start = end;
         }
     }
