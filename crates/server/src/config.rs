@@ -39,13 +39,13 @@ pub struct ConfigToml {
     pub gpu_code_dir: Option<PathBuf>,
     /// How long a stage waits for pinned rows to be let go before it is refused. Default `10s`.
     pub stage_wait: Span,
-    /// What may be written to files on SSD a second, merging included, or `off`, the default: as fast
-    /// as the device takes it. The log of `durability = "log"` comes on top.
+    /// What may be written to files on SSD a second, merging included, or `off`, the default: as
+    /// fast as the device takes it. The log of `durability = "log"` comes on top.
     pub ssd_write_rate: Rate,
     /// Threads that read rows from SSD. Default 16.
     pub ssd_read_threads: u32,
-    /// When a row that left RAM is safe from a crash: from the next `flush` on, the default, or from
-    /// a moment after it left, through a `log`.
+    /// When a row that left RAM is safe from a crash: from the next `flush` on, the default, or
+    /// from a moment after it left, through a `log`.
     pub durability: Durability,
     /// Whether rows are locked in physical memory. Default false.
     pub lock_memory: bool,

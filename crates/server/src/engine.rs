@@ -47,8 +47,8 @@ pub struct EngineConfig {
 /// How the SSD tier is to be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SsdConfig {
-    /// Bytes a second that may be written to its files, merging included and its log not; `None`: as
-    /// fast as the device takes them.
+    /// Bytes a second that may be written to its files, merging included and its log not; `None`:
+    /// as fast as the device takes them.
     pub write_bytes_per_s: Option<u64>,
     /// Threads that read rows: the depth of the device's queue.
     pub read_threads: u32,

@@ -122,6 +122,7 @@ pub(crate) fn session_error(error: &tiers::Error) -> wire::Error {
         tiers::Error::Corrupt { .. }
         | tiers::Error::CorruptMeta { .. }
         | tiers::Error::NewerFormat { .. } => Code::Corrupt,
+        tiers::Error::Ssd { .. } if error.is_damage() => Code::Corrupt,
         // a read that failed: a write that fails poisons the store and says so itself
         tiers::Error::Ssd { .. } | tiers::Error::Io { .. } => Code::Internal,
         tiers::Error::NotAStore { .. }

@@ -212,6 +212,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether RocksDB read something else than was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Error::Ssd { source, .. }
+            if source.kind() == rocksdb::ErrorKind::Corruption)
+    }
+
     /// The same error once more: two steps may wait for one read.
     pub(crate) fn again(&self) -> Error {
         if let Error::Corrupt { table, key, found, expected } = *self {

@@ -522,6 +522,7 @@ impl Inner {
         self.ssd.check()?;
         let wants = wants_of(misses);
         if !self.keep_shares(&mut room, misses) || !self.make_room(&mut room, &wants) {
+            self.send_down(&mut room); // what left on the way
             self.ssd.check()?; // a device that failed lets no row leave
             let own: usize = staging.step.pins.iter().map(|pins| pins.set.len()).sum();
             if self.live.rows() > own as u64 {
@@ -752,9 +753,10 @@ impl Inner {
             if table.spec.admission != Admission::FirstSight || step.failed.is_some() {
                 for (i, _) in rows.iter().enumerate().filter(|(_, row)| **row == Row::NONE) {
                     let (at, out) = (run.range.start + i, &mut out[i * dim..][..dim]);
-                    match step.plan.statuses[at] {
-                        RowStatus::Failed => out.fill(f32::NAN),
-                        _ => table.spec.initial_embedding(step.plan.keys[at], out),
+                    if step.plan.statuses[at] == RowStatus::Failed {
+                        out.fill(f32::NAN);
+                    } else {
+                        table.spec.initial_embedding(step.plan.keys[at], out);
                     }
                 }
             }

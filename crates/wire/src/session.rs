@@ -50,8 +50,8 @@ pub trait Session: Send + Sync {
     /// As [`Self::pull`], and tells of each row where the step's staging found it: in which tier,
     /// made anew ([`RowStatus::Initialised`]), or kept out by its table's admission
     /// ([`RowStatus::NotAdmitted`]: the floats are those of its initial row, and what is pushed to
-    /// it is dropped and counted). A row that could not be read is [`RowStatus::Failed`], its floats
-    /// are NaN, and the step can't be pushed; the others are what they are.
+    /// it is dropped and counted). A row that could not be read is [`RowStatus::Failed`], its
+    /// floats are NaN, and the step can't be pushed; the others are what they are.
     ///
     /// `statuses` is [Σ runs].
     fn pull_with_statuses(

@@ -82,8 +82,8 @@ pub struct PsArgs {
     #[arg(long, value_name = "N", default_value_t = 16)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub ssd_read_threads: u32,
-    /// When a row that left RAM is safe from a crash: at a clean end, or from a moment after it left
-    /// (embedded only)
+    /// When a row that left RAM is safe from a crash: at a clean end, or from a moment after it
+    /// left (embedded only)
     #[arg(long, value_enum, default_value = "flush")]
     pub durability: Safety,
     /// Lock rows in physical memory, so that the system can't swap them out (embedded only)

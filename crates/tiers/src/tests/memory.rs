@@ -104,8 +104,9 @@ fn memory_that_rows_of_another_length_took_over_goes_back_to_the_system() {
         // a page for each mapping, and what the index had for rows that left
         assert!(resident < SMALL as usize * 17 / 16, "{resident} bytes, {rows:?} rows");
     });
-    // each had most of the budget once
-    assert!(most[0] * 80 > SMALL / 2 && most[1] * 2400 > SMALL / 2, "{most:?} rows");
+    // one after the other they had more than there is
+    let most_bytes = most[0] * 64 + most[1] * 2400;
+    assert!(most_bytes > SMALL * 17 / 16, "{most:?} rows");
 }
 
 #[test]
