@@ -1,6 +1,6 @@
 //! The reverse of pooling: of which pooled vectors' gradients each row's gradient is the sum. A
-//! batch's terms are listed row by row before they are wanted; then a row is summed in registers and
-//! written once. It does not know where gradients go.
+//! batch's terms are listed row by row before they are wanted; then a row is summed in registers
+//! and written once. It does not know where gradients go.
 
 use std::ops::Range;
 
@@ -10,7 +10,8 @@ use crate::step::{FeatureRows, Pooling};
 use crate::workers::Workers;
 use crate::{Error, Result};
 
-/// Rows and terms that are summed by one thread at a time: some tens of microseconds.
+/// Rows and terms that one thread sums at a time: a MiB of vectors of 16 floats, enough to be worth
+/// taking, and few enough that threads end together.
 const SHARE: usize = 1 << 14;
 
 /// Where the gradients of the pooled vectors lie: a matrix of a row for each sample.
@@ -60,8 +61,8 @@ pub(crate) struct RowShare<'a> {
 }
 
 impl RowTerms {
-    /// Lists the terms of checked features over that many rows: a row's are the samples in order, the
-    /// features of a sample in order, the indices of a feature in order.
+    /// Lists the terms of checked features over that many rows: a row's are the samples in order,
+    /// the features of a sample in order, the indices of a feature in order.
     pub(crate) fn list(
         &mut self,
         features: &[FeatureRows<'_>],
@@ -80,7 +81,7 @@ impl RowTerms {
         self.places.resize(terms, 0);
         self.weights.resize(if weighted { terms } else { 0 }, 0.0);
         let groups = self.group_lists();
-        // waking another thread takes about as long as to list so many
+        // so few are not worth waking another thread
         if terms < SHARE {
             groups.for_each(|mut lists| lists.fill(features, vectors));
         } else {
@@ -350,7 +351,8 @@ mod tests {
                 }
                 let ways = bags.iter().map(|&(_, way)| if sums_alone { 0 } else { way });
                 let features: Vec<_> = lists.iter().zip(ways).map(|((indices, offsets, w), way)| {
-                    let pooling = [Pooling::Sum, Pooling::Mean, Pooling::Weighted(w)][usize::from(way)];
+                    let ways = [Pooling::Sum, Pooling::Mean, Pooling::Weighted(w)];
+                    let pooling = ways[usize::from(way)];
                     FeatureRows { indices, offsets, pooling }
                 }).collect();
                 let total = 6 * bags.len();
@@ -375,7 +377,8 @@ mod tests {
                         }
                     }
                 }
-                terms.list(&features, total, Vectors { first: 2, dim, stride }, &mut workers).unwrap();
+                let place = Vectors { first: 2, dim, stride };
+                terms.list(&features, total, place, &mut workers).unwrap();
                 let mut found = vec![f32::NAN; total * dim];
                 terms.shares(dim, &mut found).for_each(|share| share.fill(&upstream));
                 prop_assert!(found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));

@@ -28,9 +28,6 @@ use crate::sync::atomic::Ordering;
 use crate::tally::add;
 use crate::{Error, Result, index};
 
-/// Floats that are looked at in a row, as they lie: whole pages.
-const CHECKED_FLOATS: usize = 1 << 14;
-
 /// Rows between asking for the place of one in the index and entering it.
 const CLAIMS_AHEAD: usize = 8;
 
@@ -880,10 +877,8 @@ pub(crate) fn check_shape(what: &'static str, found: usize, expected: usize) -> 
 
 /// Refuses a value that is not finite and names its row.
 pub(crate) fn check_finite(runs: &[Run], values: &[f32], keys: &[Key]) -> Result<()> {
-    // One pass for the usual case; the culprit is looked for afterwards. From the end, which was
-    // written last, to the start, where the update begins: of more values than the caches hold,
-    // both then find some there.
-    if values.rchunks(CHECKED_FLOATS).all(all_finite) {
+    // one pass for the usual case; the culprit is looked for afterwards
+    if all_finite(values) {
         return Ok(());
     }
     let mut start = 0;

@@ -409,9 +409,9 @@ impl Steps<'_> {
         Ok(passed)
     }
 
-    /// One step: the pull sees the push before it. The push, and the next step's pull behind it, run
-    /// beside what of the step needs no row: the dense gradients' sums and their update, and what
-    /// the network computes of the next step without rows.
+    /// One step: the pull sees the push before it. The push, and the next step's pull behind it,
+    /// run beside what of the step needs no row: the dense gradients' sums and their update, and
+    /// what the network computes of the next step without rows.
     fn step(
         &mut self,
         staged: &Staged,
