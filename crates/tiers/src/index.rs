@@ -70,6 +70,11 @@ const PASSED: u32 = 0xffff; // (REACH - 1) WAYS at most
 const LOADING_FROM: u32 = 16;
 const ON_SSD_FROM: u32 = LOADING_FROM + WAYS as u32;
 
+/// Bits of a row's short name that say where its home is; the others are of its id.
+const HOME_BITS: u32 = 22;
+const HOME_MASK: u32 = (1 << HOME_BITS) - 1;
+const _: () = assert!((100 << SLOT_BITS_MAX) / (WAYS * LOAD_PERCENT) < 1 << HOME_BITS);
+
 /// The row is being read from SSD.
 const LOADING: u16 = 1 << 14;
 /// A version of the row is on SSD, or on its way there.
@@ -431,9 +436,37 @@ impl Index {
         way.is_taken().then(|| (at, way.mark(&self.shape)))
     }
 
-    /// Asks for the bucket of a place, if there is one of this number.
-    pub(crate) fn ask_place(&self, place: u32) {
-        self.ask(place as usize / WAYS);
+    /// A short name of a row, which stands however the row moves, until the index is built anew:
+    /// one in a thousand rows of the same home has the same.
+    pub(crate) fn name(&self, at: At) -> u32 {
+        let id = self.way(at).id;
+        let home = (at.bucket as usize + self.buckets() - self.way(at).distance()) % self.buckets();
+        name_of(home, id)
+    }
+
+    /// The row of a name, if one is there.
+    pub(crate) fn named(&self, name: u32) -> Option<(At, Mark)> {
+        let buckets = self.all();
+        let home = (name & HOME_MASK) as usize;
+        let mut at = home;
+        for distance in 0..REACH.min(buckets.len()) {
+            let bucket = buckets.get(at)?;
+            let is = |id: &u64| *id as u8 as usize == distance + 1 && name_of(home, *id) == name;
+            if let Some(way) = bucket.ids.iter().position(is) {
+                let at = At { bucket: at as u32, way: way as u32 };
+                return Some((at, self.mark(at)));
+            }
+            if bucket.passed() == 0 {
+                return None;
+            }
+            at = next(at, buckets.len());
+        }
+        None
+    }
+
+    /// Asks for the home of a row of this name.
+    pub(crate) fn ask_named(&self, name: u32) {
+        self.ask((name & HOME_MASK) as usize);
     }
 
     /// The place that a walk over all places visits as its `place`-th: bucket by bucket, each far
@@ -750,8 +783,7 @@ impl Index {
 }
 
 impl At {
-    /// Its number: [`Index::nth`] finds it by that.
-    pub(crate) fn place(self) -> u32 {
+    fn place(self) -> u32 {
         self.bucket * WAYS as u32 + self.way
     }
 }
@@ -856,6 +888,11 @@ impl Kernel for FindAtHome<'_> {
             *found = Found { bucket, rest, state, way: way as u8 };
         }
     }
+}
+
+/// The short name of a row with this home and id.
+fn name_of(home: usize, id: u64) -> u32 {
+    ((id >> HASH_FROM) as u32) << HOME_BITS | home as u32
 }
 
 /// A stride near the golden section of the buckets that visits each of them once.

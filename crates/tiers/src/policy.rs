@@ -20,7 +20,7 @@
 //! a 14th of its distance, and the hand takes the rows whose next use is farthest. Where no row has
 //! a next use told for a whole turn of the hand, the policy goes back to lives.
 //!
-//! **The done** are rows that were told to be used never again. Where they are is noted in the
+//! **The done** are rows that were told to be used never again. Their names are noted in the
 //! memory of the ghosts, which nobody looks for meanwhile, and they leave before the hand moves.
 //!
 //! Figures of the policy beside others: `cargo xtask bench hit-rate`.
@@ -154,14 +154,14 @@ impl Policy {
         Some(&mut self.ghosts)
     }
 
-    /// Notes that the row at a place has the byte [`Self::NEVER`] from now on.
-    pub fn note_done(&mut self, place: u32) {
-        self.done.put(bytemuck::cast_slice_mut(&mut self.ghosts.buckets), place);
+    /// Notes that the row of a name has the byte [`Self::NEVER`] from now on.
+    pub fn note_done(&mut self, name: u32) {
+        self.done.put(bytemuck::cast_slice_mut(&mut self.ghosts.buckets), name);
     }
 
-    /// The place that was noted the longest ago of those that are left, and it is no longer; none
-    /// while lives count. Which row is there now is for the caller to see: the one of then may have
-    /// moved or left, or may be used again after all.
+    /// The name that was noted the longest ago of those that are left, and it is no longer; none
+    /// while lives count. What became of the row is for the caller to see: it may have left, or may
+    /// be used again after all.
     pub fn take_done(&mut self) -> Option<u32> {
         if !self.horizon.is_told() {
             return None;
@@ -169,14 +169,14 @@ impl Policy {
         self.done.take(bytemuck::cast_slice(&self.ghosts.buckets))
     }
 
-    /// The place that is taken after so many others.
+    /// The name that is taken after so many others.
     pub fn nth_done(&self, n: usize) -> Option<u32> {
         self.done.nth(bytemuck::cast_slice(&self.ghosts.buckets), n)
     }
 
-    /// Notes a place again that was taken last.
-    pub fn put_done_back(&mut self, place: u32) {
-        self.done.put_back(bytemuck::cast_slice_mut(&mut self.ghosts.buckets), place);
+    /// Notes a name again that was taken last.
+    pub fn put_done_back(&mut self, name: u32) {
+        self.done.put_back(bytemuck::cast_slice_mut(&mut self.ghosts.buckets), name);
     }
 
     /// The byte of a row that is used at step `now`, and `steps` later again; `u32::MAX` is never.
@@ -518,40 +518,40 @@ impl Ghosts {
     }
 }
 
-/// Places of rows that are used never again, in the order in which they were told so, in memory
+/// Names of rows that are used never again, in the order in which they were told so, in memory
 /// that the caller lends, always the same. What finds no room in it is for the hand to find.
 #[derive(Debug, Default)]
 struct Done {
     first: usize,
-    places: usize,
+    names: usize,
     has_memory: bool, // which was somebody else's before
 }
 
 impl Done {
-    fn put(&mut self, memory: &mut [u32], place: u32) {
+    fn put(&mut self, memory: &mut [u32], name: u32) {
         self.has_memory = true;
-        if self.places < memory.len() {
-            memory[(self.first + self.places) % memory.len()] = place;
-            self.places += 1;
+        if self.names < memory.len() {
+            memory[(self.first + self.names) % memory.len()] = name;
+            self.names += 1;
         }
     }
 
     fn nth(&self, memory: &[u32], n: usize) -> Option<u32> {
-        (n < self.places).then(|| memory[(self.first + n) % memory.len()])
+        (n < self.names).then(|| memory[(self.first + n) % memory.len()])
     }
 
     fn take(&mut self, memory: &[u32]) -> Option<u32> {
-        let place = self.nth(memory, 0)?;
+        let name = self.nth(memory, 0)?;
         self.first = (self.first + 1) % memory.len();
-        self.places -= 1;
-        Some(place)
+        self.names -= 1;
+        Some(name)
     }
 
-    fn put_back(&mut self, memory: &mut [u32], place: u32) {
-        if self.places < memory.len() {
+    fn put_back(&mut self, memory: &mut [u32], name: u32) {
+        if self.names < memory.len() {
             self.first = (self.first + memory.len() - 1) % memory.len();
-            memory[self.first] = place;
-            self.places += 1;
+            memory[self.first] = name;
+            self.names += 1;
         }
     }
 }
@@ -813,7 +813,7 @@ mod tests {
     }
 
     #[test]
-    fn places_of_the_done_come_in_their_order_and_as_many_as_the_memory_has() {
+    fn names_of_the_done_come_in_their_order_and_as_many_as_the_memory_has() {
         let mut policy = Policy::new(1000);
         let room = 4 * policy.ghosts.buckets.len() as u32;
         let _ = policy.foreseen(1, u32::MAX); // next uses are told
@@ -833,7 +833,7 @@ mod tests {
     }
 
     #[test]
-    fn places_of_the_done_are_no_ghosts_when_lives_count_again() {
+    fn names_of_the_done_are_no_ghosts_when_lives_count_again() {
         let mut slots = Slots::full(100, 5, |_| Some(u32::MAX));
         (0..1000).for_each(|place| slots.policy.note_done(place));
         for _ in 0..101 {

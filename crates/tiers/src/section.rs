@@ -24,7 +24,7 @@ const BEHIND_PROBES_AHEAD: usize = 12;
 /// that look for some that may: they come in the order of the stages, so that behind a few of them
 /// hardly any other is.
 const DONE_PASSED_MAX: usize = 8;
-/// Places of such rows between asking for one and looking at it.
+/// Names of such rows between asking for one and looking at it.
 const DONE_AHEAD: usize = 8;
 /// Bytes of rows that a section takes from the budget at least, unless a row is longer.
 const CHUNK_BYTES: usize = 4 << 10;
@@ -311,7 +311,7 @@ impl Section {
             self.index.set_code(at, new);
         }
         if next_use == Some(u32::MAX) {
-            self.policy.note_done(at.place());
+            self.policy.note_done(self.index.name(at));
         }
         let row = Row::new(self.place.base + u64::from(slot));
         Hit { slot, row, loading: meta.is_loading() }
@@ -349,7 +349,7 @@ impl Section {
         };
         let at = self.index.insert(probe.hash, Mark { meta, slot, code });
         if next_use == Some(u32::MAX) {
-            self.policy.note_done(at.place());
+            self.policy.note_done(self.index.name(at));
         }
         self.rows += 1;
         Hit { slot, row: self.row(slot), loading: meta.is_loading() }
@@ -464,27 +464,28 @@ impl Section {
         let (mut held, mut passed) = ([None; DONE_PASSED_MAX], 0);
         while leaving.len() - before < wanted && passed < DONE_PASSED_MAX {
             if let Some(ahead) = self.policy.nth_done(DONE_AHEAD) {
-                self.index.ask_place(ahead);
+                self.index.ask_named(ahead);
             }
-            let Some(place) = self.policy.take_done() else { break };
-            let there = if place < self.places() { self.index.nth(place) } else { None };
-            let Some((at, row)) = there.filter(|(_, row)| row.code == Policy::NEVER) else {
-                continue; // it left, moved, or is used again after all
+            let Some(name) = self.policy.take_done() else { break };
+            let Some((at, row)) =
+                self.index.named(name).filter(|(_, row)| row.code == Policy::NEVER)
+            else {
+                continue; // it left, or is used again after all
             };
             if row.meta.is_loading() || self.is_pinned(row.slot) {
-                held[passed] = Some(place);
+                held[passed] = Some(name);
                 passed += 1;
             } else if !may(row.meta.table()) {
                 // its table may need all of its rows for long: others come first
-                self.policy.note_done(place);
+                self.policy.note_done(name);
                 passed += 1;
             } else {
                 leaving.push(self.index.entry(at));
                 self.pin(row.slot); // so that it is not taken twice
             }
         }
-        for place in held.into_iter().flatten().rev() {
-            self.policy.put_done_back(place);
+        for name in held.into_iter().flatten().rev() {
+            self.policy.put_done_back(name);
         }
     }
 
