@@ -111,8 +111,8 @@ fn key_sets() -> [(&'static str, KeyOf); 7] {
     ]
 }
 
-/// Keys of an adversary who knows the store's hash, of which the high bits choose a row's place: all
-/// of them want an eighth of the index.
+/// Keys of an adversary who knows the store's hash, of which the high bits choose a row's place:
+/// all of them want an eighth of the index.
 fn crowding_keys(count: u64) -> Vec<Key> {
     (0..).filter(|&key| mix(key) >> 61 == 0).take(count as usize).map(Key).collect()
 }

@@ -27,8 +27,8 @@ const ROW_BYTES: u64 = ROW_FLOATS as u64 * 4;
 const FACTORS: [u64; 2] = [20, 100];
 /// Reads that one of the store's threads may have under way: what RocksDB asks for at once.
 const READS_A_THREAD: usize = 32;
-/// Threads of the limit, each with one read under way, beyond which they may hinder each other: where
-/// the store may have more reads under way, the limit is the better one of so many and of as many.
+/// Threads of the limit, each with one read under way, beyond which they may hinder each other:
+/// where the store may have more under way, the limit is the better one of so many and of as many.
 const DEPTH_ENOUGH: usize = 128;
 /// Threads of the store and of plain RocksDB that read.
 const THREADS: [u32; 4] = [1, 4, 16, 32];

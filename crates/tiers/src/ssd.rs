@@ -269,6 +269,16 @@ impl Ssd {
         [missed(Ticker::BlockCacheDataMiss), beside.into_iter().sum()]
     }
 
+    /// Whether files are being merged or are about to be.
+    #[cfg(test)]
+    #[cfg(not(feature = "shuttle"))]
+    pub(crate) fn is_merging(&self) -> bool {
+        let rows = self.family(ROWS).unwrap();
+        let names = ["compaction-pending", "num-running-compactions", "num-running-flushes"];
+        let value = |name| self.db.property_int_value_cf(rows, &format!("rocksdb.{name}")).unwrap();
+        names.into_iter().any(|name| value(name) != Some(0))
+    }
+
     /// Bytes that the cache of blocks may take.
     #[cfg(test)]
     #[cfg(not(feature = "shuttle"))]

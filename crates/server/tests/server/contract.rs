@@ -1,10 +1,11 @@
 //! Sessions held to what every store of rows must do: in this process, over TCP and over a unix
 //! socket, with RAM for all rows and with RAM that rows come and go in.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::sync::Arc;
 
-use server::{Embedded, EmbeddedConfig, Server, Size};
+use server::{EmbeddedConfig, Server, Size};
 use table::{KeyBatch, RowStatus, Step, TableId, TableSpec};
 use tempfile::TempDir;
 use testkit::{Outcome, RowStore, check_contract};
@@ -12,21 +13,14 @@ use wire::{Endpoint, Session};
 
 use crate::{HOST_RAM_BYTES, connect, start, tcp, toml, unix};
 
-/// The least that a store takes, thrice: a part for each row length of the contract's tables.
+/// Three times the least that a store takes: less than the rows of the contract's tables.
 const FEW_BYTES: u64 = 3 * tiers::StoreConfig::HOST_RAM_BYTES_MIN;
-
-/// What a session is of; it lives as long as the session.
-#[allow(dead_code)] // kept, not read
-enum Host {
-    Here(Embedded),
-    There(Server),
-}
 
 /// A session as a store of rows. Fields are dropped in their order.
 struct Rows {
     session: Arc<dyn Session>,
     next: Cell<u64>,
-    _host: Host,
+    _host: Box<dyn Any>, // what the session is of
     _dir: TempDir,
 }
 
@@ -48,15 +42,15 @@ impl Drop for Staged {
 }
 
 impl Rows {
-    fn new(dir: TempDir, session: Arc<dyn Session>, host: Host) -> Self {
-        Self { session, next: Cell::new(0), _host: host, _dir: dir }
+    fn new(dir: TempDir, session: Arc<dyn Session>, host: impl Any) -> Self {
+        Self { session, next: Cell::new(0), _host: Box::new(host), _dir: dir }
     }
 
     fn here(host_ram_bytes: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let config = EmbeddedConfig::new(dir.path().join("rows"), host_ram_bytes);
         let embedded = server::open_embedded(config).unwrap();
-        Self::new(dir, embedded.session(), Host::Here(embedded))
+        Self::new(dir, embedded.session(), embedded)
     }
 
     fn there(host_ram_bytes: u64, endpoint: fn(&Server) -> Endpoint) -> Self {
@@ -64,10 +58,10 @@ impl Rows {
         let server =
             start(server::ConfigToml { host_ram: Size(host_ram_bytes), ..toml(dir.path()) });
         let session = Arc::new(connect(&endpoint(&server)));
-        Self::new(dir, session, Host::There(server))
+        Self::new(dir, session, server)
     }
 
-    /// Zeros for the rows of these keys; one for each of a table that nobody made.
+    /// Room for the rows of these keys; a float for each of a table that nobody made.
     fn floats(&self, keys: &KeyBatch) -> Outcome<Vec<f32>> {
         let tables = self.session.tables()?;
         let dim = |id: TableId| tables.get(id.0 as usize).map_or(1, |(_, spec)| spec.dim as usize);

@@ -189,6 +189,65 @@ fn one_row_length_takes_memory_over_from_another() {
     assert_eq!(untouched.1, [RowStatus::Ssd]);
 }
 
+/// Misses of 400 stages, after as many that are not counted, of a table of short rows and one of
+/// long rows. `short_bytes`: at most so many of the budget are for the short rows, and the rest is
+/// for the long ones; without, the store decides.
+fn misses_of_two_row_lengths(use_of: &TwoLengths, short_bytes: Option<u64>) -> u64 {
+    let mut scratch = Scratch::new(use_of.budget);
+    if let Some(short_bytes) = short_bytes {
+        let share = |table: &str, bytes: u64| crate::TableShare {
+            table: table.to_owned(),
+            host_bytes_min: 0,
+            host_bytes_max: bytes,
+        };
+        let rest = use_of.budget - short_bytes;
+        scratch.config.shares = vec![share("short", short_bytes), share("long", rest)];
+        scratch.close_and_reopen();
+    }
+    let short = scratch.create_table(&spec("short", 8, Optimizer::Sgd)).unwrap();
+    let long = scratch.create_table(&spec("long", 256, Optimizer::Sgd)).unwrap();
+    let [(short_keys, short_skew, short_draws), (long_keys, long_skew, long_draws)] = use_of.draws;
+    let mut of_short = ZipfKeys::new(1, short_keys, short_skew);
+    let mut of_long = ZipfKeys::new(2, long_keys, long_skew);
+    let mut before = 0;
+    for step in 0..800 {
+        if step == 400 {
+            before = scratch.store().status().totals().host.misses;
+        }
+        let mut keys = of_short.batch(short, short_draws);
+        keys.push_run(long, of_long.batch(long, long_draws).keys()).unwrap();
+        drop(scratch.store().stage(&keys).unwrap());
+    }
+    scratch.store().status().totals().host.misses - before
+}
+
+struct TwoLengths {
+    budget: u64,
+    /// Keys, skew and draws a stage, of the short rows and of the long ones.
+    draws: [(u64, f64, usize); 2],
+}
+
+/// Where short rows are worth far more than they have, memory moves too slowly for this:
+/// `ops/adr/0046-what-tests-of-the-tiers-count.md`.
+#[test]
+fn two_row_lengths_miss_little_more_than_with_the_best_split() {
+    let uses = [
+        // long rows that are used often, short ones that hardly come back
+        [(200_000, 0.5, 100), (600, 1.0, 60)],
+        // both alike
+        [(20_000, 1.0, 50), (2000, 1.0, 100)],
+    ];
+    for draws in uses {
+        let use_of = TwoLengths { budget: 4 * TINY, draws };
+        let of_split =
+            |tenths| misses_of_two_row_lengths(&use_of, Some(use_of.budget * tenths / 10));
+        let splits = [2, 3, 4, 6, 8].map(of_split);
+        let best = splits.into_iter().min().unwrap();
+        let free = misses_of_two_row_lengths(&use_of, None);
+        assert!(4 * free <= 5 * best, "{draws:?}: {free} misses, with fixed splits {splits:?}");
+    }
+}
+
 #[test]
 fn a_batch_that_fits_alone_is_staged_however_its_rows_are_spread() {
     let scratch = Scratch::new(2 * TINY);

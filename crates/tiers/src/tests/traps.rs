@@ -19,8 +19,8 @@
 //! of all tables |
 //! | 9 | files only ever grow | `files_do_not_grow_…` |
 //! | 9b | the cache of blocks is as small as an example has it | `the_cache_of_blocks_has_…` |
-//! | 10 | each section looks at all keys | does not arise: `staging::sort_probes` counts the keys of
-//! each section, then puts each key where its section's are, once |
+//! | 10 | each section looks at all keys | does not arise: `staging::sort_probes` counts the keys
+//! of each section, then puts each key where its section's are, once |
 //! | 11 | the database's directory goes with its owner | `persistence::a_clean_close_keeps_…`,
 //! `persistence::an_unclean_end_…` |
 //! | 12 | changes are dropped when a queue is full, and deletions never told | does not arise: no
@@ -30,6 +30,8 @@
 //! `pulls_and_lookups_of_a_table_…` |
 //! | 14 | another dimension re-initialises without a word | `persistence::a_table_is_never_…` |
 //! | 15 | a size that always says 0 | `pressure::counts_are_exact_through_evictions` |
+
+use std::collections::BTreeSet;
 
 use table::{Key, KeyBatch, Optimizer, TableId};
 use testkit::{RowStore, adversarial_key};
@@ -177,6 +179,40 @@ fn a_first_touch_reads_nothing_from_ssd_after_a_restart_too() {
     let read: u64 = after.iter().zip(before).map(|(after, before)| after - before).sum();
     assert_eq!(scratch.store().status().totals().first_touch, 10_000);
     assert!(read <= 500, "{read} blocks were read for 10,000 rows that are not there");
+}
+
+/// Filters of 2 M rows take 2.6 MB, where the cache has 2 MiB for everything.
+#[test]
+fn a_first_touch_reads_part_of_a_filter_at_most_where_the_cache_can_not_hold_them() {
+    let mut scratch = Scratch::new(HUGE);
+    let table = scratch.create_table(&spec("t", 1, Optimizer::Sgd)).unwrap();
+    for start in (0..1_u64 << 21).step_by(1 << 16) {
+        step(scratch.store(), &batch(table, (start..start + (1 << 16)).map(|i| i << 20)), 1.0);
+    }
+    scratch.config.ssd_memory_bytes = crate::StoreConfig::SSD_MEMORY_BYTES_MIN;
+    scratch.close_and_reopen();
+    while scratch.store().inner().ssd.is_merging() {
+        std::thread::sleep(std::time::Duration::from_millis(10)); // what merges read is not meant
+    }
+    let mut random = testkit::Random::new(5);
+    let mut new_keys = || -> BTreeSet<u64> {
+        (0..100).map(|_| (random.below(1 << 21) << 20) + 1 + random.below(1 << 19)).collect()
+    };
+    let blocks = || scratch.store().inner().ssd.blocks_read();
+    let mut touched = 0;
+    for _ in 0..50 {
+        step(scratch.store(), &batch(table, new_keys()), 1.0); // the cache fills
+    }
+    let before = blocks();
+    for _ in 0..100 {
+        let keys = new_keys();
+        touched += keys.len() as u64;
+        step(scratch.store(), &batch(table, keys), 1.0);
+    }
+    let [rows, beside] = [0, 1].map(|kind| blocks()[kind] - before[kind]);
+    assert_eq!(scratch.store().status().totals().ssd.hits, 0);
+    assert!(100 * rows <= 2 * touched, "{rows} blocks of rows for {touched} first touches");
+    assert!(2 * beside <= touched, "{beside} blocks of filters for {touched} first touches");
 }
 
 /// Re-reads of the best policy there is, which takes what is used again latest, where `step` uses
