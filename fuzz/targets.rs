@@ -237,9 +237,9 @@ fn resealed(bytes: &[u8]) -> Vec<u8> {
 /// Safetensors: a dense part, and a whole model with its tables.
 pub(crate) fn weights(bytes: &[u8]) {
     let mut model = model();
-    let before: Vec<Vec<f32>> = model.parameters().map(|p| p.values.to_vec()).collect();
+    let before: Vec<Vec<f32>> = model.parameters().map(|p| p.values().to_vec()).collect();
     if model.load_safetensors(bytes).is_err() {
-        let after: Vec<Vec<f32>> = model.parameters().map(|p| p.values.to_vec()).collect();
+        let after: Vec<Vec<f32>> = model.parameters().map(|p| p.values().to_vec()).collect();
         assert_eq!(after, before, "a model is as it was after a refusal");
     }
     let path = file(bytes);

@@ -124,7 +124,12 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
     let held_out = settings.only.contains(HELD_OUT);
     let data = std::env::var_os("EMBEDDING_PS_DATA");
     let mut streams = generated(settings.quick, held_out);
-    let wanted = |name: &&str| held_out || short_name(name).contains(&settings.only);
+    let wanted = |name: &&str| {
+        let name = short_name(name);
+        let name = if held_out { format!("{HELD_OUT}, {name}") } else { name.to_owned() };
+        // a half of a held-out trace has more to its name
+        name.contains(&settings.only) || held_out && settings.only.contains(&name)
+    };
     for name in TRACES.into_iter().filter(wanted) {
         match &data {
             Some(data) => {
@@ -524,6 +529,7 @@ mod tests {
             worker: None,
             server: None,
             python: None,
+            dlrm: None,
             only: "held out training, o".to_owned(), // other seeds, other skews
         };
         let outcome = run(&settings).unwrap();
