@@ -96,8 +96,10 @@ struct Alone {
 impl Alone {
     fn read(cache: &Path, batches: u64) -> Result<Alone> {
         let tables: Vec<TableId> = (0..FEATURES as u32).map(TableId).collect();
-        let dense_transform = dataset::cache_card(cache)?.dense_transform;
-        let options = ReadOptions { dense_transform, ..ReadOptions::new(KAGGLE.batch) };
+        let card = dataset::cache_card(cache)?;
+        let (dense_transform, max_ind_range) = (card.dense_transform, card.max_ind_range);
+        let options =
+            ReadOptions { dense_transform, max_ind_range, ..ReadOptions::new(KAGGLE.batch) };
         let mut reader = dataset::open(&Source::Cache { path: cache.to_owned() }, &options)?;
         let (mut batch, mut all) = (Batch::new(), Vec::new());
         while reader.next_batch(&mut batch)? {

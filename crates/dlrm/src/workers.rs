@@ -100,9 +100,9 @@ impl Workers {
         if helping == 0 {
             return work();
         }
-        // SAFETY: a helper has the reference only while it is at work. `under_way` takes it back and
-        // waits until no helper is at work, before this function returns and before a panic leaves
-        // it: nobody has it when the borrow that it was made of ends.
+        // SAFETY: a helper has the reference only while it is at work. `under_way` takes it back
+        // and waits until no helper is at work, before this function returns and before a panic
+        // leaves it: nobody has it when the borrow that it was made of ends.
         let lent = unsafe { std::mem::transmute::<&(dyn Fn() + Sync), &'static Work>(work) };
         let under_way = UnderWay::begin(&self.call, lent, helping);
         work();

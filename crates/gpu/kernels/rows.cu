@@ -19,14 +19,14 @@ __device__ __forceinline__ u64 threads_of_grid() {
 }
 
 // Where an element is: its row, and its place there.
-struct Place {
+struct Element {
     u64 row;
     u32 column;
 };
 
 // Where element `at` is, of rows of so many. A division of 64 bits is some hundred instructions,
 // one of 32 a fifth of that, and that is enough for nearly all launches.
-__device__ __forceinline__ Place place_of(u64 at, u32 columns) {
+__device__ __forceinline__ Element element_of(u64 at, u32 columns) {
     if (at <= 0xffffffffull) {
         const u32 low = (u32)at;
         return {low / columns, low % columns};
@@ -45,10 +45,10 @@ __device__ __forceinline__ void gather(const u64* addresses, T* out, u32 parts, 
             const u64 at = first + i * stride;
             found[i] = false;
             if (at < total) {
-                const Place place = place_of(at, parts);
-                const T* row = reinterpret_cast<const T*>(addresses[place.row]);
+                const Element element = element_of(at, parts);
+                const T* row = reinterpret_cast<const T*>(addresses[element.row]);
                 found[i] = row != nullptr;
-                if (found[i]) values[i] = row[place.column];
+                if (found[i]) values[i] = row[element.column];
             }
         }
 #pragma unroll
@@ -102,10 +102,10 @@ extern "C" __global__ void update_sgd(
     if (refused(first_refused)) return;
     const u64 total = n * dim, stride = threads_of_grid();
     for (u64 at = thread_of_grid(); at < total; at += stride) {
-        const Place place = place_of(at, dim);
-        float* row = reinterpret_cast<float*>(addresses[place.row]);
+        const Element element = element_of(at, dim);
+        float* row = reinterpret_cast<float*>(addresses[element.row]);
         if (row == nullptr) continue;
-        sgd(row[place.column], rate, gradients[at]);
+        sgd(row[element.column], rate, gradients[at]);
     }
 }
 
@@ -117,11 +117,11 @@ extern "C" __global__ void update_adagrad(
     if (refused(first_refused)) return;
     const u64 total = n * dim, stride = threads_of_grid();
     for (u64 at = thread_of_grid(); at < total; at += stride) {
-        const Place place = place_of(at, dim);
-        float* row = reinterpret_cast<float*>(addresses[place.row]);
-        float* accumulators = reinterpret_cast<float*>(states[place.row]);
+        const Element element = element_of(at, dim);
+        float* row = reinterpret_cast<float*>(addresses[element.row]);
+        float* accumulators = reinterpret_cast<float*>(states[element.row]);
         if (row == nullptr) continue;
-        adagrad(row[place.column], accumulators[place.column], rate, gradients[at], eps);
+        adagrad(row[element.column], accumulators[element.column], rate, gradients[at], eps);
     }
 }
 

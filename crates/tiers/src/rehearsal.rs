@@ -1,6 +1,6 @@
-//! Which rows a store would have in RAM: a section's index, hand and policy, worked as a stage works
-//! them, for the benchmark that sets the policy beside others. It has no floats, no SSD and no
-//! threads. A test holds it to the store.
+//! Which rows a store would have in RAM: a section's index, hand and policy, worked as a stage
+//! works them, for the benchmark that sets the policy beside others. It has no floats, no SSD and
+//! no threads. A test holds it to the store.
 
 use std::collections::VecDeque;
 use std::io;

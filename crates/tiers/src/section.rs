@@ -406,9 +406,9 @@ impl Section {
     }
 
     /// Finds up to `wanted` rows that may leave: not pinned, not on their way in, and of a table
-    /// that `may` lets go. Those that are used never again come first. Then the hand goes round once
-    /// as the policy says; if that is not enough, a second time for the least worth keeping of those
-    /// that it passed.
+    /// that `may` lets go. Those that are used never again come first. Then the hand goes round
+    /// once as the policy says; if that is not enough, a second time for the least worth keeping of
+    /// those that it passed.
     pub(crate) fn sweep(
         &mut self,
         wanted: usize,

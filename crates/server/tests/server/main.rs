@@ -3,8 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // a test says what went wrong by panicking
 
-mod damaged;
 mod contract;
+mod damaged;
 mod engine;
 mod grpc;
 mod page;
