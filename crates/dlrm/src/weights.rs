@@ -136,7 +136,9 @@ impl<'a> Floats<'a> {
             Cow::Borrowed(values) if cfg!(target_endian = "little") => {
                 Cow::Borrowed(bytemuck::cast_slice(values))
             }
-            values => Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect()),
+            values @ (Cow::Borrowed(_) | Cow::Owned(_)) => {
+                Cow::Owned(values.iter().flat_map(|value| value.to_le_bytes()).collect())
+            }
         };
         Self { shape, values, dtype: Dtype::F32 }
     }

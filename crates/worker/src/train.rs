@@ -803,7 +803,7 @@ mod tests {
         let pooling = dlrm::Pooling::Sum;
         let list = vec![FeatureRows { indices: &indices, offsets: &offsets, pooling }; 26];
         let (at, capacity) = (list.as_ptr() as usize, list.capacity());
-        let list = emptied::<'static>(list);
+        let list: Vec<FeatureRows<'static>> = emptied(list);
         assert_eq!((list.as_ptr() as usize, list.len(), list.capacity()), (at, 0, capacity));
     }
 }
