@@ -271,9 +271,8 @@ fn training(model: &Training, quick: bool, outcome: &mut Outcome) {
         let passed = passed.iter().find(|of| of.0 == rows).map_or(0.0, |of| of.1);
         outcome.notes.push(format!(
             "{prefix}{percent} %, with {WINDOW_STEPS} steps held instead of {STAGED_STEPS}: {} \
-             re-reads with next uses, {} without. MIN of the rows that no step holds: {}. With next \
-             uses the \
-             hand passed {passed:.1} rows for each that left.",
+             re-reads with next uses, {} without. MIN of the rows that no step holds: {}. With \
+             next uses the hand passed {passed:.1} rows for each that left.",
             rereads(hits[reference_count + 2]),
             rereads(hits[reference_count + 3]),
             rereads(hits[reference_count + 4]),

@@ -284,7 +284,7 @@ fn a_flush_beside_pushes_writes_what_was_pushed_before_it() {
         order
             .ssd
             .read(TableId(0), 4 * DIM as usize, [Key(key)].into_iter(), |_, _, value| {
-                let value = value.expect("a row that was pushed before a flush is on SSD");
+                let value = value?.expect("a row that was pushed before a flush is on SSD");
                 let first = f32::from_le_bytes(*value.first_chunk().unwrap());
                 assert!(first <= -1.0, "{first} is older than the flush");
                 Ok(())

@@ -365,11 +365,6 @@ impl Steps<'_> {
         self.tests.as_ref().is_some_and(|tests| at.batch.is_multiple_of(tests.every))
     }
 
-    /// Whether nothing comes between a step and the next one.
-    fn follows(&self, next: Reached, at: Reached) -> bool {
-        !self.is_test_due(at) && (self.tests.is_none() || next.epoch == at.epoch)
-    }
-
     /// Evaluates, and tells whether the AUC to stop at is passed. The steps that are staged wait.
     fn test(
         &mut self,
@@ -446,9 +441,14 @@ impl Steps<'_> {
         let late = Late { step: schedule, rows, at: staged.at };
         let trained = self.trained(late, loss)?;
         pusher.push(Step(step), self.rates.tables.at(schedule));
-        if let Ok(next) = later.try_recv() {
+        if !self.is_test_due(staged.at)
+            && let Ok(next) = later.try_recv()
+        {
+            // a test may come at the end of an epoch too
+            let tested = self.tests.is_some();
             self.pulls_ahead = next.as_ref().is_ok_and(|next| {
-                self.follows(next.at, staged.at) && self.pull_beside(next, pusher)
+                let follows = !tested || next.at.epoch == staged.at.epoch;
+                follows && self.pull_beside(next, pusher)
             });
             self.ahead = Some(next);
         }
