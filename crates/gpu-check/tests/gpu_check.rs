@@ -147,7 +147,7 @@ fn after_the_device_is_lost_what_was_found_is_told() {
     assert!(failures[1].starts_with("vectors: the device is lost after it: "), "{failures:?}");
     assert_eq!(failures.len(), 2, "{failures:?}");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("left out, for the device is lost: copies"), "{said}");
+    assert!(said.contains("left out, for the device is lost: memory for benchmarks"), "{said}");
 }
 
 #[test]
