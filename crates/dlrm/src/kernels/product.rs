@@ -2,8 +2,6 @@
 //! was rectified, set, or added. Blocks of the result stay in registers while the inner dimension
 //! goes by; the left operand is read where it lies, the right one in panels of columns.
 
-use std::mem::MaybeUninit;
-
 use super::dispatch;
 use super::lanes::{LANES, Lanes, ask};
 
@@ -80,7 +78,6 @@ pub fn product(
 ) {
     let whole = columns.next_multiple_of(LANES);
     let last = |count: usize| count.checked_sub(1).expect("a dimension of a product");
-    assert!(!terms.is_empty(), "a product of nothing");
     for Term { left, right, inner } in terms {
         let end = last(rows) * left.row + last(*inner) * left.column;
         assert!(end < left.values.len(), "the left operand of a product");
@@ -177,8 +174,7 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(
     column: usize,
 ) {
     // SAFETY: `product` has found all that lies between the first and the last row, column and
-    // inner index inside the slices; offsets below are of such places. It has found a term, which
-    // writes the sums that are kept.
+    // inner index inside the slices; offsets below are of such places.
     unsafe {
         // what the end wants comes while the sums are made: nothing would be left to do meanwhile
         for i in 0..R {
@@ -190,17 +186,16 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(
                 }
             }
         }
-        // memory of the sums between terms alone; zeros there would be written for nothing
-        let mut kept = MaybeUninit::<[[L; W]; R]>::uninit();
-        for (t, Term { left, right, inner }) in job.terms.iter().enumerate() {
+        let mut sums = [[L::zero(); W]; R];
+        for Term { left, right, inner } in job.terms {
             let mut l = left.values.as_ptr().add(row * left.row);
             let mut r = right.values.as_ptr().add(column / PANEL * right.panel + column % PANEL);
             // sums without a check for overflow, which would keep the loop from its registers
             let ahead = (AHEAD.wrapping_mul(left.column), AHEAD.wrapping_mul(right.row));
-            let mut sums = if t == 0 { [[L::zero(); W]; R] } else { kept.assume_init() };
-            // the end is asked for behind, for there is an inner index: a way past the loop would
-            // have registers for its sums too, and take them from those of the loop
-            let mut left_over = *inner;
+            // the end is asked for behind, for there is an inner index, and the sums have a name of
+            // the loop's own: else they are kept in memory and go there and back at each turn
+            let mut block = sums;
+            let mut more = *inner;
             loop {
                 let mut vectors = [L::zero(); W];
                 for (w, vector) in vectors.iter_mut().enumerate() {
@@ -208,7 +203,7 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(
                     ask(r.wrapping_add(w * LANES).wrapping_add(ahead.1));
                 }
                 ask(l.wrapping_add(ahead.0));
-                for (i, sums) in sums.iter_mut().enumerate() {
+                for (i, sums) in block.iter_mut().enumerate() {
                     let x = L::splat(l.wrapping_add(i.wrapping_mul(left.row)));
                     for (sum, &vector) in sums.iter_mut().zip(&vectors) {
                         *sum = sum.add_product(x, vector);
@@ -216,14 +211,13 @@ unsafe fn block<L: Lanes, const R: usize, const W: usize>(
                 }
                 l = l.wrapping_add(left.column);
                 r = r.wrapping_add(right.row);
-                left_over = left_over.wrapping_sub(1);
-                if left_over == 0 {
+                more = more.wrapping_sub(1);
+                if more == 0 {
                     break;
                 }
             }
-            kept.write(sums);
+            sums = block;
         }
-        let sums = kept.assume_init();
         for (i, sums) in sums.iter().enumerate() {
             let place = (row + i) * job.stride + column;
             for (w, &sum) in sums.iter().enumerate() {
