@@ -43,6 +43,21 @@ pub fn usual_code_dir() -> Option<PathBuf> {
     Some(caches?.join("embedding-ps/kernels"))
 }
 
+/// The code of a source for devices of that compute capability: from the folder if there is one, or
+/// compiled, and kept there. Where it can't be kept, the log says so.
+pub fn code_in(
+    folder: Option<&Path>,
+    source: Source,
+    capability: ComputeCapability,
+) -> Result<Code, NoCode> {
+    let Some(folder) = folder else { return compile(source, capability) };
+    let (code, from) = CodeCache::new(folder).code(source, capability)?;
+    if let CodeSource::NotKept(why) = from {
+        tracing::warn!(%why, "kernels are compiled at each start");
+    }
+    Ok(code)
+}
+
 impl CodeCache {
     /// Keeps code in that folder, which is made when the first is written.
     pub fn new(folder: &Path) -> Self {

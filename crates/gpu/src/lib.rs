@@ -28,7 +28,7 @@ mod table_vectors;
 mod transfer;
 pub mod vectors;
 
-pub use cache::{CodeCache, CodeSource, usual_code_dir};
+pub use cache::{CodeCache, CodeSource, code_in, usual_code_dir};
 pub use collective::{Collective, Communicator, UniqueId, has_collective};
 pub use compile::{Code, compile, compiler_version, has_compiler};
 pub use dense::{BagTerms, Columns, DenseRule, Matrix, RowTerms};

@@ -22,8 +22,7 @@ use std::sync::Arc;
 
 use gpu::kernels::Interaction as Dots;
 use gpu::{
-    Buffer, CodeCache, CodeSource, Columns, Device, Download, Event, Graph, Kernels, Matrix,
-    Memory, Precision, Upload,
+    Buffer, Columns, Device, Download, Event, Graph, Kernels, Matrix, Memory, Precision, Upload,
 };
 use optim::AdamStep;
 
@@ -143,12 +142,7 @@ impl DeviceModel {
     ) -> Result<Self> {
         let capability = device.description().compute_capability;
         let kernels = Kernels::load::<Error>(&device, |source| {
-            let Some(folder) = code_dir else { return Ok(gpu::compile(source, capability)?) };
-            let (code, from) = CodeCache::new(folder).code(source, capability)?;
-            if let CodeSource::NotKept(why) = from {
-                tracing::warn!(%why, "kernels are compiled at each start");
-            }
-            Ok(code)
+            Ok(gpu::code_in(code_dir, source, capability)?)
         })?;
         Self::with_kernels(device, Arc::new(kernels), host, batch_max, options)
     }

@@ -25,7 +25,7 @@ mod steps;
 
 use std::sync::Arc;
 
-use gpu::{Code, CodeCache, CodeSource, Device, Direct, Exchange, Kernels};
+use gpu::{Device, Direct, Exchange, Kernels};
 use table::Latency;
 
 use crate::latency::Times;
@@ -72,11 +72,8 @@ impl DeviceTier {
         let device = Device::open(config.gpu_device).map_err(Error::NoDevice)?;
         let capability = device.description().compute_capability;
         let kernels = Kernels::load(&device, |source| {
-            let code = match &config.gpu_code_dir {
-                Some(folder) => CodeCache::new(folder).code(source, capability).map(kept),
-                None => gpu::compile(source, capability),
-            };
-            code.map_err(Error::NoDeviceCode)
+            let folder = config.gpu_code_dir.as_deref();
+            gpu::code_in(folder, source, capability).map_err(Error::NoDeviceCode)
         })?;
         let kernels = Arc::new(kernels);
         let moves = Arc::<Times>::default();
@@ -102,14 +99,6 @@ impl DeviceTier {
             moves: self.moves.told(),
         }
     }
-}
-
-/// The code, once it was told where it could not be kept.
-fn kept((code, from): (Code, CodeSource)) -> Code {
-    if let CodeSource::NotKept(why) = from {
-        tracing::warn!(%why, "kernels are compiled at each start");
-    }
-    code
 }
 
 impl Inner {
