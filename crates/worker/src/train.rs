@@ -314,19 +314,23 @@ impl Steps<'_> {
 
     /// Tells of the steps since the last such line, in facebookresearch/dlrm's words.
     fn print(&self, told: &mut Told, progress: &Progress) {
-        let Printed { at: Reached { epoch, batch }, loss_sum, samples, steps, since } =
-            std::mem::take(&mut told.printed);
+        let Printed { at, loss_sum, samples, steps, since } = std::mem::take(&mut told.printed);
         let trained = self.train_time();
         told.printed.since = trained;
         if steps == 0 || self.print_freq.is_none() {
             return;
         }
         let ms = 1e3 * trained.saturating_sub(since).as_secs_f64() / steps as f64;
-        let of = self.batches_known.map_or(String::new(), |batches| format!("/{batches}"));
+        let place = self.told_place(at);
         let loss = loss_sum / samples as f64;
-        progress.tell(&format!(
-            "Finished training it {batch}{of} of epoch {epoch}, {ms:.2} ms/it, loss {loss:.6}"
-        ));
+        progress.tell(&format!("Finished training it {place}, {ms:.2} ms/it, loss {loss:.6}"));
+    }
+
+    /// A step's place in facebookresearch/dlrm's words.
+    fn told_place(&self, at: Reached) -> String {
+        let Reached { epoch, batch } = at;
+        let of = self.batches_known.map_or(String::new(), |batches| format!("/{batches}"));
+        format!("{batch}{of} of epoch {epoch}")
     }
 
     /// At the end of an epoch: what is left to tell, and a test. True where its AUC ends the
@@ -396,9 +400,8 @@ impl Steps<'_> {
         }
         self.report.tests.push(Test { step, train_s, quality });
         self.test_time += testing.elapsed();
-        let Reached { epoch, batch } = self.reached;
-        let of = self.batches_known.map_or(String::new(), |batches| format!("/{batches}"));
-        progress.tell(&format!("Testing at - {batch}{of} of epoch {epoch}, {quality}"));
+        let place = self.told_place(self.reached);
+        progress.tell(&format!("Testing at - {place}, {quality}"));
         let passed = quality.auc.zip(tests.auc_threshold).is_some_and(|(auc, most)| auc > most);
         self.report.auc_reached |= passed;
         Ok(passed)
@@ -635,13 +638,13 @@ impl Printed {
     }
 }
 
-/// Each feature's places in the unique rows, and how they are pooled, in the memory of a list.
+/// Each feature's places in the unique rows, and how they are pooled, in the memory of an empty
+/// list.
 pub(crate) fn feature_rows<'a>(
     staged: &'a Staged,
     pooling: Pooling,
-    list: Vec<FeatureRows<'_>>,
+    mut list: Vec<FeatureRows<'a>>,
 ) -> Vec<FeatureRows<'a>> {
-    let mut list = emptied(list);
     let inverse = staged.unique.inverse.iter();
     list.extend(inverse.zip(&staged.batch.features).map(|(indices, feature)| {
         let pooling = match pooling {
