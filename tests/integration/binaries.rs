@@ -89,6 +89,19 @@ pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("the path is text")
 }
 
+/// What rows may take to get to SSD.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until a training process has a file of rows in its store.
+pub(crate) fn wait_for_rows_on_ssd(process: &mut Process, store: &Path) {
+    let rows = store.join("rows");
+    let on_ssd = process.wait_for("file of rows", PATIENCE, |_| {
+        let files = std::fs::read_dir(&rows).into_iter().flatten().flatten();
+        files.into_iter().find(|file| file.path().extension().is_some_and(|e| e == "sst"))
+    });
+    on_ssd.expect("trained rows are on SSD");
+}
+
 /// A running `embedding-ps`, killed when the test ends without having stopped it.
 pub(crate) struct Server {
     process: Process,

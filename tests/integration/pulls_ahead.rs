@@ -2,14 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
 use testkit::Process;
 
-use crate::binaries::{LIMIT, Server, WORKER, json, losses, succeed, text};
-
-/// What rows may take to get to SSD.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::binaries::{LIMIT, Server, WORKER, json, losses, succeed, text, wait_for_rows_on_ssd};
 
 /// Four ids of 26 features in 1024 rows name more than 4096 keys: of 64 floats they are a MiB.
 const MODEL: [[&str; 2]; 6] = [
@@ -73,20 +69,18 @@ fn a_signal_while_pulls_are_ahead_ends_a_training_in_order() {
     let arguments = [&arguments[..], MODEL.as_flattened(), &saved].concat();
     let log = at.path().join("worker.log");
     let mut worker = Process::start(WORKER, arguments, log).expect("start worker");
-    let rows = at.path().join("ps/rows");
-    let on_ssd = worker.wait_for("file of rows", PATIENCE, |_| {
-        let files = std::fs::read_dir(&rows).into_iter().flatten().flatten();
-        files.into_iter().find(|file| file.path().extension().is_some_and(|e| e == "sst"))
-    });
-    on_ssd.expect("trained rows are on SSD");
+    wait_for_rows_on_ssd(&mut worker, &at.path().join("ps"));
     worker.terminate().expect("send SIGTERM");
     let status = worker.wait(LIMIT).expect("the worker ends");
     assert_eq!(status.code(), Some(130), "{}", worker.log_text());
     let report = json(report.as_ref());
     assert_eq!(report["interrupted"], true);
     assert!(report["steps"].as_u64().is_some_and(|steps| steps > 0), "{report}");
-    // what was staged and never pushed was let go of: the next run finds all in order
-    let more = ["--load-model", &model, "--num-batches", "2"];
-    let data = ["train", "--ps", &ps, "--data", endless];
+    // what was staged and never pushed was let go of: the next run finds all in order (on other
+    // data, for on the same it would go on behind the signal)
+    let again = path("again.json");
+    let more = ["--load-model", &model, "--num-batches", "2", "--report", &again];
+    let data = ["train", "--ps", &ps, "--data", "synthetic:scale=0.01,rows=4096,seed=5,indices=4"];
     succeed(WORKER, &[&data[..], MODEL.as_flattened(), &more].concat());
+    assert_eq!(json(again.as_ref())["steps"], 2);
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 use testkit::Process;
 
-use crate::binaries::{LIMIT, PSCTL, Server, WORKER, json, run, succeed, text};
+use crate::binaries::{
+    LIMIT, PSCTL, Server, WORKER, json, run, succeed, text, wait_for_rows_on_ssd,
+};
 
 /// What rows may take to get to SSD.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -105,12 +107,7 @@ fn sigterm_to_a_worker_saves_what_was_trained() {
     let arguments = [&arguments[..], &MODEL[..], &saved[..]].concat();
     let mut worker =
         Process::start(WORKER, arguments, at.path().join("worker.log")).expect("start worker");
-    let rows = at.path().join("stopped/rows");
-    let on_ssd = worker.wait_for("file of rows", PATIENCE, |_| {
-        let files = std::fs::read_dir(&rows).into_iter().flatten().flatten();
-        files.into_iter().find(|file| file.path().extension().is_some_and(|e| e == "sst"))
-    });
-    on_ssd.expect("trained rows are on SSD");
+    wait_for_rows_on_ssd(&mut worker, &at.path().join("stopped"));
     worker.terminate().expect("send SIGTERM");
     let status = worker.wait(LIMIT).expect("the worker ends");
     assert_eq!(status.code(), Some(130), "a signal ended it");
@@ -157,12 +154,7 @@ fn an_interrupted_training_goes_on_behind_its_last_step() {
     let arguments = train(&ps, data, &saved);
     let log = at.path().join("worker.log");
     let mut worker = Process::start(WORKER, &arguments, log).expect("start worker");
-    let rows = at.path().join("stopped/rows");
-    let on_ssd = worker.wait_for("file of rows", PATIENCE, |_| {
-        let files = std::fs::read_dir(&rows).into_iter().flatten().flatten();
-        files.into_iter().find(|file| file.path().extension().is_some_and(|e| e == "sst"))
-    });
-    on_ssd.expect("trained rows are on SSD");
+    wait_for_rows_on_ssd(&mut worker, &at.path().join("stopped"));
     worker.terminate().expect("send SIGTERM");
     assert_eq!(worker.wait(LIMIT).expect("the worker ends").code(), Some(130));
     let card = json(at.path().join("model/model.json").as_ref());
