@@ -7,7 +7,8 @@
 //! How much a turn takes is regulated so that one swept row in sixteen leaves. A turn is then as
 //! long as it takes to replace a sixteenth of the rows; so long are rows on probation, and all else
 //! is kept for those that proved themselves. *Level* is the logarithm of all uses that are known
-//! of.
+//! of. How much a turn takes from rows of each level is learned: less where those that leave come
+//! back sooner than others do.
 //!
 //! **Ghosts** are digests of rows that left not long ago, a quarter of a byte for each row cached
 //! (more while there are few). A row that comes back while its ghost is there was taken too early:
@@ -38,6 +39,7 @@ pub enum Sweep {
 #[derive(Debug)]
 pub struct Policy {
     aging: Aging,
+    regrets: Regrets,
     ghosts: Ghosts,
     done: Done,
     horizon: Horizon,
@@ -53,6 +55,7 @@ impl Policy {
     pub fn new(capacity_rows: usize) -> Self {
         let mut policy = Self {
             aging: Aging::new(),
+            regrets: Regrets::new(),
             ghosts: Ghosts::new(),
             done: Done::default(),
             horizon: Horizon::new(),
@@ -65,6 +68,7 @@ impl Policy {
     /// The section has so many rows from now on.
     pub fn set_capacity(&mut self, capacity_rows: usize) {
         self.aging.set_capacity(capacity_rows);
+        self.regrets.set_capacity(capacity_rows);
         if self.ghosts.set_capacity(capacity_rows) {
             self.done = Done::default();
         }
@@ -84,8 +88,11 @@ impl Policy {
     /// The byte of a row that comes in. With `history` it was read from SSD; without, only the
     /// ghosts can tell of its past.
     pub fn insert(&mut self, key_hash: u64, history: Option<u8>) -> u8 {
-        let back = self.ghosts().is_some_and(|ghosts| ghosts.take(key_hash));
-        let code = if back { RETURNED } else { FRESH };
+        let left = self.ghosts().and_then(|ghosts| ghosts.take(key_hash));
+        if let Some(level) = left {
+            self.regrets.came_back(level);
+        }
+        let code = if left.is_some() { RETURNED } else { FRESH };
         match history {
             Some(history) => self.recall(code, history),
             None => code,
@@ -122,7 +129,10 @@ impl Policy {
     /// The hand passes a row that nobody holds.
     #[inline]
     pub fn sweep(&mut self, code: u8) -> Sweep {
-        if self.horizon.is_told() { self.horizon.sweep(code) } else { self.aging.sweep(code) }
+        if self.horizon.is_told() {
+            return self.horizon.sweep(code);
+        }
+        self.aging.sweep(code, self.regrets.cost(code >> LEVEL_SHIFT))
     }
 
     /// What a row's byte is worth beside others': for a hand that must have rows and finds too few.
@@ -136,9 +146,11 @@ impl Policy {
     }
 
     /// A row left. To be called once for each, with the byte that it had.
-    pub fn left(&mut self, key_hash: u64, _code: u8) {
+    pub fn left(&mut self, key_hash: u64, code: u8) {
         if let Some(ghosts) = self.ghosts() {
-            ghosts.put(key_hash);
+            let level = code >> LEVEL_SHIFT;
+            ghosts.put(key_hash, level);
+            self.regrets.left(level);
         }
     }
 
@@ -188,7 +200,9 @@ impl Policy {
 
 /// The upper bits of a byte are a row's level, the lower ones its life.
 const LEVEL_SHIFT: u32 = 5;
-const LEVEL_MAX: u8 = 7;
+const LEVEL_BITS: u32 = u8::BITS - LEVEL_SHIFT;
+const LEVEL_MAX: u8 = (1 << LEVEL_BITS) - 1;
+const LEVELS: usize = LEVEL_MAX as usize + 1;
 const LIFE_MAX: u8 = (1 << LEVEL_SHIFT) - 1;
 /// The byte of a row on probation.
 const FRESH: u8 = 0;
@@ -199,7 +213,7 @@ const LIFE_PER_USE: u8 = 16;
 /// The byte of a row whose ghost was there.
 const RETURNED: u8 = 27;
 /// The least life of a row that was used so often.
-const LIFE_OF_LEVEL: [u8; LEVEL_MAX as usize + 1] = [0, 1, 2, 4, 8, 16, 31, 31];
+const LIFE_OF_LEVEL: [u8; LEVELS] = [0, 1, 2, 4, 8, 16, 31, 31];
 /// One in so many swept rows is to leave.
 const SWEPT_PER_LEAVING: u64 = 16;
 
@@ -211,9 +225,9 @@ fn life(code: u8) -> u8 {
 /// Takes from each row what a turn of the hand costs, and regulates that.
 #[derive(Debug)]
 struct Aging {
-    window: u64,   // swept rows after which the rate is looked at
-    rate: u32,     // taken from each swept row, in 1/256
-    fraction: u32, // what was not yet taken, in 1/256
+    window: u64,              // swept rows after which the rate is looked at
+    rate: u32,                // taken from each swept row, in 1/256, but for what its level costs
+    fractions: [u32; LEVELS], // what was not yet taken from rows of each, in 1/256
     swept: u64,
     leaving: u64,
 }
@@ -223,18 +237,20 @@ impl Aging {
     const RATE_MAX: u32 = 16 << 8;
 
     fn new() -> Self {
-        Self { window: 1, rate: 128, fraction: 0, swept: 0, leaving: 0 }
+        Self { window: 1, rate: 128, fractions: [0; LEVELS], swept: 0, leaving: 0 }
     }
 
     fn set_capacity(&mut self, capacity_rows: usize) {
         self.window = (capacity_rows as u64 / 8).max(2 * SWEPT_PER_LEAVING);
     }
 
+    /// `level_cost`: what the row's level costs beside others, in 1/256.
     #[inline]
-    fn sweep(&mut self, code: u8) -> Sweep {
-        self.fraction += self.rate;
-        let cost = self.fraction >> 8;
-        self.fraction &= 0xff;
+    fn sweep(&mut self, code: u8, level_cost: u32) -> Sweep {
+        let fraction = &mut self.fractions[usize::from(code >> LEVEL_SHIFT)];
+        *fraction += ((self.rate * level_cost) >> 8).max(1);
+        let cost = *fraction >> 8;
+        *fraction &= 0xff;
         self.swept += 1;
         let leaves = life(code) == 0 || u32::from(life(code)) <= cost;
         self.leaving += u64::from(leaves);
@@ -253,6 +269,76 @@ impl Aging {
             if leaving > wanted { self.rate.saturating_sub(change) } else { self.rate + change };
         self.rate = rate.clamp(Self::RATE_MIN, Self::RATE_MAX);
         (self.swept, self.leaving) = (0, 0);
+    }
+}
+
+/// Learns from the ghosts what a turn of the hand is to cost rows of each level. Where all are kept
+/// as long as they should be, a slot more would be worth the same whichever level had it: of the
+/// rows that leave, the same share comes back while its ghost is there. A level of which more come
+/// back gets cheaper, one of which fewer do gets dearer. So it is found out whether what is known
+/// of a row's past still says anything.
+#[derive(Debug)]
+struct Regrets {
+    window: u32, // rows that leave until costs are looked at
+    leaving: u32,
+    left: [f64; LEVELS],  // rows of each level, of the last windows
+    back: [f64; LEVELS],  // the same, of those that came back
+    costs: [f64; LEVELS], // beside others'
+    taken: [u32; LEVELS], // the same in 1/256
+}
+
+impl Regrets {
+    const WINDOW_MIN: usize = 64;
+    /// Rows that came back as often as any: what few rows say is no reason yet.
+    const PRIOR: f64 = 4.0;
+    const COST_MAX: f64 = 4.0;
+
+    fn new() -> Self {
+        Self {
+            window: 1,
+            leaving: 0,
+            left: [0.0; LEVELS],
+            back: [0.0; LEVELS],
+            costs: [1.0; LEVELS],
+            taken: [256; LEVELS],
+        }
+    }
+
+    fn set_capacity(&mut self, capacity_rows: usize) {
+        self.window = (capacity_rows / 4).max(Self::WINDOW_MIN) as u32;
+    }
+
+    #[inline]
+    fn cost(&self, level: u8) -> u32 {
+        self.taken[usize::from(level)]
+    }
+
+    fn came_back(&mut self, level: u8) {
+        self.back[usize::from(level)] += 1.0;
+    }
+
+    fn left(&mut self, level: u8) {
+        self.left[usize::from(level)] += 1.0;
+        self.leaving += 1;
+        if self.leaving >= self.window {
+            self.regulate();
+        }
+    }
+
+    fn regulate(&mut self) {
+        self.leaving = 0;
+        let (left, back): (f64, f64) = (self.left.iter().sum(), self.back.iter().sum());
+        let share = back / left; // a window's rows left just now
+        for level in 0..LEVELS {
+            let expected = self.left[level] * share;
+            let ratio = (self.back[level] + Self::PRIOR) / (expected + Self::PRIOR);
+            // the fourth root, which every machine rounds in the same way
+            let cost = self.costs[level] / ratio.sqrt().sqrt();
+            self.costs[level] = cost.clamp(1.0 / Self::COST_MAX, Self::COST_MAX);
+            self.taken[level] = (self.costs[level] * 256.0) as u32;
+            self.left[level] /= 2.0;
+            self.back[level] /= 2.0;
+        }
     }
 }
 
@@ -455,8 +541,8 @@ impl Horizon {
     }
 }
 
-/// Digests of rows that left, in buckets of eight of 16 bits, the newest lowest. A digest that is
-/// not of the row that is looked for is found once in eight thousand.
+/// Digests of rows that left, with the level that each had, in buckets of eight of 16 bits, the
+/// newest lowest. A digest that is not of the row that is looked for is found once in a thousand.
 #[derive(Debug)]
 struct Ghosts {
     buckets: Vec<u128>,
@@ -464,6 +550,7 @@ struct Ghosts {
 
 impl Ghosts {
     const WAYS: usize = 8;
+    const DIGESTS: u64 = (1 << (16 - LEVEL_BITS)) - 1;
     /// Three ghosts for four rows, until so many.
     const SMALL_GHOSTS: usize = 8192;
     /// A larger section has one ghost for so many rows: a quarter of a byte for each.
@@ -490,23 +577,24 @@ impl Ghosts {
         anew
     }
 
-    fn put(&mut self, key_hash: u64) {
+    fn put(&mut self, key_hash: u64, level: u8) {
         let (place, digest) = self.place(key_hash);
         if let Some(bucket) = self.buckets.get_mut(place) {
-            *bucket = *bucket << 16 | digest;
+            *bucket = *bucket << 16 | digest << LEVEL_BITS | u128::from(level);
         }
     }
 
-    /// Whether the row's ghost is there; it is no longer.
-    fn take(&mut self, key_hash: u64) -> bool {
+    /// The level of the row's ghost, if it is there; it is no longer.
+    fn take(&mut self, key_hash: u64) -> Option<u8> {
         let (place, digest) = self.place(key_hash);
-        let Some(bucket) = self.buckets.get_mut(place) else { return false };
-        let Some(way) = (0..Self::WAYS).find(|way| *bucket >> (16 * way) & 0xffff == digest) else {
-            return false;
-        };
+        let bucket = self.buckets.get_mut(place)?;
+        let ghost = |way: usize| (*bucket >> (16 * way)) as u16;
+        let is = |way: &usize| u128::from(ghost(*way) >> LEVEL_BITS) == digest;
+        let way = (0..Self::WAYS).find(is)?;
+        let level = ghost(way) as u8 & LEVEL_MAX;
         let newer = (1 << (16 * way)) - 1;
         *bucket = *bucket & newer | (*bucket >> 16) & !newer;
-        true
+        Some(level)
     }
 
     /// Which bucket, and a digest that is not 0. A section's rows may agree in the hash's high
@@ -514,7 +602,7 @@ impl Ghosts {
     fn place(&self, key_hash: u64) -> (usize, u128) {
         let mixed = (key_hash ^ key_hash >> 31).wrapping_mul(0xd6e8_feb8_6659_fd93);
         let place = (u128::from(mixed) * self.buckets.len() as u128) >> 64;
-        (place as usize, u128::from((mixed >> 8) % 65_535 + 1))
+        (place as usize, u128::from((mixed >> 8) % Self::DIGESTS + 1))
     }
 }
 
@@ -633,6 +721,60 @@ mod tests {
         assert!(policy.worth(often) > policy.worth(once), "{often} against {once}");
     }
 
+    /// Rows of levels 2 and 5 leave in turn; one in so many of each comes back at once.
+    fn levels_leave_and_come_back(policy: &mut Policy, one_in: [u64; 2]) {
+        for i in 0..20_000 {
+            for (level, one_in) in [2, 5].into_iter().zip(one_in) {
+                let key_hash = table::mix(8 * i + u64::from(level));
+                policy.left(key_hash, level << LEVEL_SHIFT);
+                if i.is_multiple_of(one_in) {
+                    let _ = policy.insert(key_hash, Some(level));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_a_level_that_comes_back_more_often_are_kept_longer() {
+        for (one_in, dear, cheap) in [([50, 2], 2, 5), ([2, 50], 5, 2)] {
+            let mut policy = Policy::new(1000);
+            levels_leave_and_come_back(&mut policy, one_in);
+            let mut turns = |level: u8| {
+                let mut code = level << LEVEL_SHIFT | 16;
+                (1..).find(|_| match policy.sweep(code) {
+                    Sweep::Keep(kept) => {
+                        code = kept;
+                        false
+                    }
+                    Sweep::Evict => true,
+                })
+            };
+            let (dear, cheap) = (turns(dear).unwrap(), turns(cheap).unwrap());
+            assert!(cheap > 4 * dear, "one in {one_in:?}: {cheap} turns beside {dear}");
+        }
+    }
+
+    #[test]
+    fn levels_cost_the_same_where_as_many_of_each_come_back_or_none() {
+        for one_in in [1, 7, u64::MAX] {
+            let mut policy = Policy::new(1000);
+            levels_leave_and_come_back(&mut policy, [one_in; 2]);
+            let costs = policy.regrets.taken;
+            assert!(
+                costs.iter().all(|cost| (192..320).contains(cost)),
+                "one in {one_in}: {costs:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_leaves_while_next_uses_are_told_says_nothing_of_levels() {
+        let mut policy = Policy::new(1000);
+        let _ = policy.foreseen(1, 9);
+        levels_leave_and_come_back(&mut policy, [50, 2]);
+        assert_eq!(policy.regrets.taken, [256; LEVELS]);
+    }
+
     #[test]
     fn a_level_counts_twice_as_many_uses_each_time() {
         let mut policy = Policy::new(1);
@@ -655,11 +797,13 @@ mod tests {
         let mut ghosts = Ghosts::new();
         ghosts.set_capacity(8000); // 6000 ghosts
         let key = |i: u64| table::mix(i) >> 6; // the high bits agree, as in a section
-        (0..10_000).for_each(|i| ghosts.put(key(i)));
-        let of_others = (20_000..40_000).filter(|&i| ghosts.take(key(i))).count();
-        assert!(of_others < 20, "{of_others} of 20 thousand that never were there");
-        let young = (8000..10_000).filter(|&i| ghosts.take(key(i))).count();
-        let old = (0..2000).filter(|&i| ghosts.take(key(i))).count();
+        let level = |i: u64| (i % 8) as u8;
+        (0..10_000).for_each(|i| ghosts.put(key(i), level(i)));
+        let of_others = (20_000..40_000).filter(|&i| ghosts.take(key(i)).is_some()).count();
+        assert!(of_others < 40, "{of_others} of 20 thousand that never were there");
+        let mut found = |i: &u64| ghosts.take(key(*i)) == Some(level(*i));
+        let young = (8000..10_000).filter(&mut found).count();
+        let old = (0..2000).filter(&mut found).count();
         assert!(young > 1900 && old < 700, "{young} young, {old} old of 2000 each");
     }
 
