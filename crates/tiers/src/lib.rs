@@ -21,6 +21,7 @@ mod device;
 mod down;
 mod error;
 mod expire;
+mod gains;
 mod index;
 #[cfg(test)]
 #[cfg(feature = "shuttle")]

@@ -44,6 +44,21 @@ pub struct Policy {
     done: Done,
     horizon: Horizon,
     dice: u64,
+    returned: u64, // rows that came back while their ghosts were there
+}
+
+/// What the policy knows of the uses that a few rows more would turn into hits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Foregone {
+    /// Rows that came back while their ghosts were there, so far, and ghosts that are there now.
+    Returns {
+        /// Since the section began.
+        rows: u64,
+        /// Of rows that are not here.
+        ghosts: u64,
+    },
+    /// Where next uses are told: in how many steps the rows that leave are used again, if ever.
+    Told(Option<u64>),
 }
 
 impl Policy {
@@ -60,6 +75,7 @@ impl Policy {
             done: Done::default(),
             horizon: Horizon::new(),
             dice: 0x9e37_79b9_7f4a_7c15,
+            returned: 0,
         };
         policy.set_capacity(capacity_rows);
         policy
@@ -92,6 +108,7 @@ impl Policy {
         if let Some(level) = left {
             self.regrets.came_back(level);
         }
+        self.returned += u64::from(left.is_some());
         let code = if left.is_some() { RETURNED } else { FRESH };
         match history {
             Some(history) => self.recall(code, history),
@@ -154,13 +171,22 @@ impl Policy {
         }
     }
 
+    /// What is missed for want of room.
+    pub fn foregone(&self, now: u64) -> Foregone {
+        if self.horizon.is_told() {
+            Foregone::Told(self.horizon.steps_of_leaving(now))
+        } else {
+            Foregone::Returns { rows: self.returned, ghosts: self.ghosts.held }
+        }
+    }
+
     /// The ghosts, while lives count.
     fn ghosts(&mut self) -> Option<&mut Ghosts> {
         if self.horizon.is_told() {
             return None;
         }
         if self.done.has_memory {
-            self.ghosts.buckets.fill(0);
+            self.ghosts.clear();
             self.done = Done::default();
         }
         Some(&mut self.ghosts)
@@ -491,6 +517,19 @@ impl Horizon {
         if leaves { Sweep::Evict } else { Sweep::Keep(kept) }
     }
 
+    /// In how many steps the rows that leave are used again; none if they never are. Of a section
+    /// that has not been told of any use for as long, that is all that is known.
+    fn steps_of_leaving(&self, now: u64) -> Option<u64> {
+        if self.threshold == Self::NEVER {
+            return None;
+        }
+        let remoteness = u64::from(self.threshold);
+        let per_doubling = u64::from(Self::PER_DOUBLING);
+        let doublings = (remoteness / per_doubling).saturating_sub(1);
+        let ticks = (remoteness - doublings * per_doubling) << doublings;
+        Some((ticks << self.finest).max(now.saturating_sub(self.now)).max(1))
+    }
+
     fn regulate(&mut self) {
         let all: u64 = self.seen.iter().map(|&rows| u64::from(rows)).sum();
         let mut leaving = 0;
@@ -546,6 +585,7 @@ impl Horizon {
 #[derive(Debug)]
 struct Ghosts {
     buckets: Vec<u128>,
+    held: u64, // digests that are there
 }
 
 impl Ghosts {
@@ -557,14 +597,19 @@ impl Ghosts {
     const ROWS_PER_GHOST: usize = 8;
 
     fn new() -> Self {
-        Self { buckets: Vec::new() }
+        Self { buckets: Vec::new(), held: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.buckets.fill(0);
+        self.held = 0;
     }
 
     /// Starts anew if the size is no longer right, which it tells; a section that grows has evicted
     /// nothing yet.
     fn set_capacity(&mut self, capacity_rows: usize) -> bool {
         if capacity_rows == 0 {
-            self.buckets = Vec::new();
+            *self = Self::new();
             return true;
         }
         let small = (capacity_rows * 3 / 4).min(Self::SMALL_GHOSTS);
@@ -572,7 +617,7 @@ impl Ghosts {
         let (buckets, have) = (ghosts.div_ceil(Self::WAYS), self.buckets.len());
         let anew = buckets > have + have / 8 || buckets < have / 2;
         if anew {
-            self.buckets = vec![0; buckets];
+            *self = Self { buckets: vec![0; buckets], held: 0 };
         }
         anew
     }
@@ -580,6 +625,7 @@ impl Ghosts {
     fn put(&mut self, key_hash: u64, level: u8) {
         let (place, digest) = self.place(key_hash);
         if let Some(bucket) = self.buckets.get_mut(place) {
+            self.held += u64::from(*bucket >> (16 * (Self::WAYS - 1)) == 0);
             *bucket = *bucket << 16 | digest << LEVEL_BITS | u128::from(level);
         }
     }
@@ -594,6 +640,7 @@ impl Ghosts {
         let level = ghost(way) as u8 & LEVEL_MAX;
         let newer = (1 << (16 * way)) - 1;
         *bucket = *bucket & newer | (*bucket >> 16) & !newer;
+        self.held -= 1;
         Some(level)
     }
 
@@ -705,6 +752,27 @@ mod tests {
         assert_eq!(returned, RETURNED);
         assert_eq!(slots.policy.insert(table::mix(key), None), FRESH, "its ghost is gone");
         assert_eq!(slots.policy.insert(table::mix(77_777), None), FRESH);
+    }
+
+    #[test]
+    fn what_is_foregone_is_told_by_ghosts_or_by_the_distance_at_which_rows_leave() {
+        let mut slots = Slots::full(1000, 0, |_| None);
+        let left: Vec<u64> = (0..300).filter_map(|_| slots.evict()).collect();
+        let Foregone::Returns { rows: 0, ghosts } = slots.policy.foregone(0) else { panic!() };
+        assert!((280..=300).contains(&ghosts), "{ghosts} ghosts of 300 rows");
+        let back =
+            left[..100].iter().filter(|&&key| slots.policy.insert(table::mix(key), None) != 0);
+        let back = back.count() as u64;
+        let expected = Foregone::Returns { rows: back, ghosts: ghosts - back };
+        assert_eq!(slots.policy.foregone(0), expected);
+        assert!(back > 80, "{back} of a hundred");
+
+        let mut slots = Slots::full(1000, 50, |key| Some((table::mix(key) % 900) as u32 + 1));
+        (0..3).for_each(|_| assert!(slots.evict().is_some()));
+        let _ = slots.policy.foreseen(50, 1);
+        let Foregone::Told(Some(steps)) = slots.policy.foregone(50) else { panic!() };
+        assert!((600..=1000).contains(&steps), "{steps} steps, of 900 at most");
+        assert_eq!(slots.policy.foregone(50_050), Foregone::Told(Some(50_000)), "none was told");
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(crate) struct Intake {
     pub(crate) ssd: Arc<Ssd>,
     /// Rows on their way in, each with the load that brings it.
     pub(crate) loads: DashMap<(u32, Row), Arc<Load>>,
-    /// Stages begun, over all openings of the store: the clock of turnover and of expiry by steps.
+    /// Stages begun, over all openings of the store: the clock of gains and of expiry by steps.
     pub(crate) stages: AtomicU64,
 }
 

@@ -11,17 +11,24 @@ use crate::Durability;
 use crate::class::Class;
 use crate::down::Batch;
 use crate::expire::Passes;
+use crate::gains::Gains;
 use crate::index::{At, Entry};
 use crate::live::SectionId;
-use crate::section::Section;
+use crate::section::{Section, bytes_for};
 use crate::store::{Inner, Table};
 use crate::stored::encode;
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, RwLockWriteGuard};
 use crate::tally::add;
 
-/// A row length takes memory over from one whose rows stay so many times as long.
-const RESIDENCE_RATIO: f64 = 1.5;
+/// A row length gives bytes to one where they save so many times as many misses at least.
+const GAIN_RATIO: f64 = 1.1;
+/// A section gives one in so many of its bytes at a time, at most.
+const GIFT_OF_DONOR_MAX: u64 = 32;
+/// And at least, for all places of its index are looked at then.
+const GIFT_OF_DONOR_MIN: u64 = 1024;
+/// One that takes gets one more for so many that it has at least: its index is built anew then.
+const GIFT_OF_TAKER: u64 = 64;
 /// Of a section's rows, one in so many at most leaves together with those that must, so that
 /// looking for rows that may leave is worth its cost.
 const LEAVING_SHARE_MIN: usize = 256;
@@ -36,6 +43,15 @@ pub(crate) struct Room {
     sealed: Vec<Arc<Batch>>,
     /// Which rows on SSD are looked at next, whether they expired.
     pub(crate) passes: Passes,
+    gains: Gains,
+}
+
+/// Memory that a section gives.
+#[derive(Debug, Clone, Copy)]
+struct Gift {
+    from: SectionId,
+    bytes: u64,
+    keeps: usize, // vacant slots that stay, for rows that come to it too
 }
 
 /// Room that a stage wants in one section.
@@ -47,7 +63,7 @@ pub(crate) struct Want {
 
 impl Room {
     pub(crate) fn new() -> Self {
-        Self { sealed: Vec::new(), passes: Passes::default() }
+        Self { sealed: Vec::new(), passes: Passes::default(), gains: Gains::default() }
     }
 }
 
@@ -70,14 +86,14 @@ impl Inner {
     pub(crate) fn make_room(&self, room: &mut Room, wants: &[Want]) -> bool {
         let classes = self.classes_now();
         // What one section gives to another, it may want back: a second look settles it.
-        for _ in 0..3 {
+        for look in 0..3 {
             let mut settled = true;
             for want in wants {
                 let class = &classes[want.id.class as usize];
                 let vacant = class.sections[want.id.section as usize].lock().vacant();
                 if vacant < want.slots {
                     settled = false;
-                    if !self.make_room_in(room, &classes, *want, wants) {
+                    if !self.make_room_in(room, &classes, *want, wants, look == 0) {
                         return false;
                     }
                 }
@@ -99,6 +115,7 @@ impl Inner {
         classes: &[Arc<Class>],
         want: Want,
         wants: &[Want],
+        may_take: bool,
     ) -> bool {
         let class = &classes[want.id.class as usize];
         let missing = |section: &Section| want.slots.saturating_sub(section.vacant());
@@ -110,26 +127,13 @@ impl Inner {
         if grow() {
             return true;
         }
-        // Another row length gives first, if its rows stay much longer.
-        if classes.len() > 1 {
-            let now = self.stages_now();
-            let residence = |id: SectionId| {
-                let class = &classes[id.class as usize];
-                let mut section = class.sections[id.section as usize].lock();
-                let rows = u64::from(section.rows());
-                section.turnover.residence(rows, now)
-            };
-            let own = residence(want.id);
-            let donor = self.donors(classes, want.id, wants).find(|donor| {
-                let theirs = residence(*donor);
-                theirs > RESIDENCE_RATIO * own
-            });
-            if let Some(donor) = donor
-                && self.take_over(room, classes, donor, want)
-                && grow()
-            {
-                return true;
-            }
+        // Another row length gives first, if its memory saves more misses here.
+        if may_take
+            && let Some(gift) = self.cheapest(room, classes, want, wants)
+            && self.take_over(room, classes, gift) > 0
+            && grow()
+        {
+            return true;
         }
         let evicted = {
             let rows = class.sections[want.id.section as usize].lock().rows() as usize;
@@ -143,7 +147,8 @@ impl Inner {
         // The last resort: whoever has rows that nobody holds.
         let donors: Vec<SectionId> = self.donors(classes, want.id, wants).collect();
         for donor in donors {
-            self.take_over(room, classes, donor, want);
+            let bytes = self.missing_bytes(class, want);
+            self.take_over(room, classes, Gift { from: donor, bytes, keeps: 0 });
             if grow() {
                 return true;
             }
@@ -170,29 +175,83 @@ impl Inner {
         all.into_iter()
     }
 
-    /// Takes the bytes that a section wants from another: rows leave there, others move together,
-    /// and the memory behind them goes back to the budget.
-    fn take_over(
+    /// What another row length should give to a section that wants room: the one whose bytes save
+    /// the least, if they save more here. The nearer the two, the less.
+    fn cheapest(
         &self,
         room: &mut Room,
         classes: &[Arc<Class>],
-        donor: SectionId,
         want: Want,
-    ) -> bool {
+        wants: &[Want],
+    ) -> Option<Gift> {
+        if classes.len() == 1 {
+            return None;
+        }
+        let now = self.stages_now();
+        if room.gains.is_due(now) {
+            let signs = |class: &Arc<Class>| {
+                let signs = class.sections.iter().map(|section| section.lock().sign(now));
+                (bytes_per_row(class), signs.collect())
+            };
+            room.gains.look(classes.iter().map(signs), now);
+        }
         let taker = &classes[want.id.class as usize];
+        let givers = classes.iter().filter(|class| class.number != taker.number);
+        let givers = givers.filter(|class| self.may_give(class));
+        let lost = givers.map(|class| (room.gains.of_donor(class.number), class));
+        let (lost, class) = lost.min_by(|a, b| a.0.total_cmp(&b.0))?;
+        let saved = room.gains.of_taker(taker.number);
+        if saved <= GAIN_RATIO * lost {
+            return None;
+        }
+        let id = SectionId { class: class.number, section: want.id.section };
+        let theirs = class.sections[id.section as usize].lock().paid_bytes();
+        let own = taker.sections[want.id.section as usize].lock().paid_bytes();
+        let wanted = self.missing_bytes(taker, want);
+        let wanted = wanted.max(own / GIFT_OF_TAKER).max(theirs / GIFT_OF_DONOR_MIN);
+        let row_bytes = class.arena.layout().bytes() as u64;
+        // two rows, where so few are more than the share of a section: it may have to give its last
+        let most = (theirs / GIFT_OF_DONOR_MAX).max(2 * row_bytes) as f64;
+        let most = most * (1.0 - GAIN_RATIO * lost / saved);
+        let bytes = wanted.min(most as u64);
+        let keeps = wants.iter().find(|of| of.id == id).map_or(0, |of| of.slots);
+        let least = row_bytes.max(theirs / GIFT_OF_DONOR_MIN);
+        (bytes >= least).then_some(Gift { from: id, bytes, keeps })
+    }
+
+    /// Whether there are rows of a class that their tables need not keep.
+    fn may_give(&self, class: &Class) -> bool {
+        self.tables_now().iter().any(|table| {
+            let rows = table.tally.rows_host.load(Ordering::Relaxed);
+            table.class.number == class.number && rows > table.share_rows.start
+        })
+    }
+
+    /// Bytes beyond what is left of the budget that a section wants for its rows to come.
+    fn missing_bytes(&self, class: &Class, want: Want) -> u64 {
         let missing = {
-            let section = taker.sections[want.id.section as usize].lock();
+            let section = class.sections[want.id.section as usize].lock();
             want.slots.saturating_sub(section.vacant())
         };
-        let row_bytes = taker.arena.layout().bytes();
-        let needed = crate::section::bytes_for(row_bytes, missing as u64);
-        let bytes = needed.saturating_sub(self.budget.left());
-        let class = &classes[donor.class as usize];
-        let donor_bytes = class.arena.layout().bytes() as u64;
-        let rows = (bytes.div_ceil(donor_bytes) as usize).max(1);
-        let vacant = class.sections[donor.section as usize].lock().vacant();
-        self.evict(room, class, donor, rows.saturating_sub(vacant), |_| true);
-        self.shrink(class, donor, bytes) > 0
+        let bytes = bytes_for(class.arena.layout().bytes(), missing as u64);
+        bytes.saturating_sub(self.budget.left())
+    }
+
+    /// Has a section give bytes back to the budget: rows leave there, others move together, and the
+    /// memory behind them comes free. Tells how many.
+    fn take_over(&self, room: &mut Room, classes: &[Arc<Class>], gift: Gift) -> u64 {
+        let Gift { from, bytes, keeps } = gift;
+        let class = &classes[from.class as usize];
+        let row_bytes = class.arena.layout().bytes() as u64;
+        let rows = (bytes.div_ceil(row_bytes) as usize).max(1);
+        let section = &class.sections[from.section as usize];
+        let vacant = section.lock().vacant();
+        self.evict(room, class, from, (rows + keeps).saturating_sub(vacant), |_| true);
+        let freed = self.shrink(class, from, bytes);
+        // rows of one length want the index again
+        let of_index =
+            if classes.len() > 1 { section.lock().shrink_index(&self.budget) } else { 0 };
+        freed + of_index
     }
 
     /// What a section may hope to get of the budget yet.
@@ -235,8 +294,6 @@ impl Inner {
         for row in &leaving {
             self.leave(room, class, &mut section, &tables, row);
         }
-        let now = self.stages_now();
-        section.turnover.count(leaving.len() as u64, now);
         leaving.len()
     }
 
@@ -421,6 +478,11 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// What one of very many rows of a class takes of the budget.
+fn bytes_per_row(class: &Class) -> u64 {
+    bytes_for(class.arena.layout().bytes(), 1 << 20) >> 20
 }
 
 /// How many of a section's rows leave beyond those that must.

@@ -9,6 +9,7 @@ use table::{RowLayout, TableId};
 
 use crate::arena::{Arena, MemoryUse, Row};
 use crate::budget::Budget;
+use crate::gains::Sign;
 use crate::index::{
     self, At, BUCKET_BYTES, Entry, Home, Homes, Index, Mark, Meta, Probe, buckets_for,
 };
@@ -66,8 +67,6 @@ pub(crate) struct Section {
     policy: Policy,
     /// Changes of the lists of pinned rows that `pins` was made after.
     pub(crate) changes_seen: u64,
-    /// How fast rows leave.
-    pub(crate) turnover: Turnover,
 }
 
 /// Where a section's rows lie in their arena, and which hashes are its own.
@@ -77,43 +76,6 @@ pub(crate) struct Place {
     pub(crate) base: u64, // the number of its first row
     pub(crate) slots_max: u32,
     pub(crate) hash_bits: u32, // the high bits of a hash, which chose the section
-}
-
-/// How fast rows leave a section, against the clock of stages.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Turnover {
-    evictions: u64,
-    since: u64,
-    rows_per_stage: f64,
-}
-
-impl Turnover {
-    /// Stages between two looks at the rate.
-    const WINDOW: u64 = 32;
-
-    pub(crate) fn count(&mut self, rows: u64, now: u64) {
-        self.settle(now);
-        self.evictions += rows;
-    }
-
-    /// Stages that a row stays, at the rate at which rows leave; without end where none leaves.
-    pub(crate) fn residence(&mut self, rows: u64, now: u64) -> f64 {
-        self.settle(now);
-        let fresh = self.evictions as f64 / (now - self.since).max(Self::WINDOW) as f64;
-        rows as f64 / self.rows_per_stage.max(fresh)
-    }
-
-    fn settle(&mut self, now: u64) {
-        let stages = now - self.since;
-        if stages >= Self::WINDOW {
-            let fresh = self.evictions as f64 / stages as f64;
-            self.rows_per_stage = (self.rows_per_stage + fresh) / 2.0;
-            if self.evictions == 0 && stages > 8 * Self::WINDOW {
-                self.rows_per_stage = 0.0;
-            }
-            (self.evictions, self.since) = (0, now);
-        }
-    }
 }
 
 /// Slots that a section numbers at most, for rows of so many bytes under a share of the budget.
@@ -163,7 +125,6 @@ impl Section {
             swept: 0,
             policy: Policy::new(0),
             changes_seen: 0,
-            turnover: Turnover::default(),
         })
     }
 
@@ -405,6 +366,17 @@ impl Section {
             .map(|(at, _)| self.index.entry(at))
     }
 
+    /// What is missed for want of room.
+    pub(crate) fn sign(&self, now: u64) -> Sign {
+        Sign { rows: u64::from(self.rows), foregone: self.policy.foregone(now) }
+    }
+
+    /// Bytes of the budget that it has.
+    pub(crate) fn paid_bytes(&self) -> u64 {
+        let index_bytes = (self.index.buckets() * BUCKET_BYTES) as u64;
+        paid(self.arena.layout().bytes(), u64::from(self.slots)) + index_bytes
+    }
+
     /// Finds up to `wanted` rows that may leave: not pinned, not on their way in, and of a table
     /// that `may` lets go. Those that are used never again come first. Then the hand goes round
     /// once as the policy says; if that is not enough, a second time for the least worth keeping of
@@ -600,6 +572,20 @@ impl Section {
         }
         self.policy.set_capacity(self.slots as usize);
         all
+    }
+
+    /// Gives buckets back to the budget if there are an eighth more than the slots need. Tells how
+    /// many bytes came free.
+    pub(crate) fn shrink_index(&mut self, budget: &Budget) -> u64 {
+        let (have, needed) = (self.index.buckets(), buckets_for(self.slots as usize));
+        if have <= needed + needed / 8 {
+            return 0;
+        }
+        self.index.resize(needed);
+        self.hand %= self.places();
+        let freed = ((have - needed) * BUCKET_BYTES) as u64;
+        budget.give(freed);
+        freed
     }
 }
 

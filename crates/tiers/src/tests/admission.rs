@@ -380,3 +380,24 @@ fn a_tables_share_of_ram_has_a_floor_and_a_ceiling() {
     let error = scratch.store().stage(&batch(bounded, 0..40)).err().unwrap();
     assert!(matches!(error, crate::Error::ShareTooSmall { .. }), "{error}");
 }
+
+#[test]
+fn what_a_table_has_at_least_is_not_for_rows_of_another_length_either() {
+    let mut scratch = Scratch::new(TINY);
+    let row_bytes = crate::host_bytes_per_row(spec("kept", 600, Optimizer::Sgd).layout());
+    scratch.config.shares = vec![crate::TableShare {
+        table: "kept".to_owned(),
+        host_bytes_min: 20 * row_bytes,
+        host_bytes_max: u64::MAX,
+    }];
+    scratch.close_and_reopen();
+    let kept = scratch.create_table(&spec("kept", 600, Optimizer::Sgd)).unwrap();
+    let other = scratch.create_table(&spec("other", 8, Optimizer::Sgd)).unwrap();
+    step(scratch.store(), &batch(kept, 0..60), 1.0);
+    // of rows that come again and again, more than there is room for
+    for start in (0..200_000).step_by(500) {
+        step(scratch.store(), &batch(other, start % 6000..start % 6000 + 500), 1.0);
+    }
+    let [kept_rows, other_rows] = [0, 1].map(|i| scratch.store().status().tables[i].host.rows);
+    assert_eq!(kept_rows, 20, "beside {other_rows} of the other");
+}
