@@ -4,6 +4,7 @@
 //! repeats: `ops/adr/0029-rocksdb-by-measurement.md` says what was chosen by it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -26,8 +27,8 @@ const ROW_BYTES: usize = 17 * 4 + 1;
 const NAME_BYTES: usize = 12;
 /// Rows written together: the store's megabyte.
 const BATCH_ROWS: u64 = 1 << 14;
-/// Rows of a file that is ingested: 32 batches, about the size of a level's files.
-const FILE_ROWS: u64 = BATCH_ROWS * 32;
+/// Rows of a file that is taken in as it is: an eighth of the memory, 93 bytes a row.
+const FILE_ROWS: u64 = 28 << 10;
 /// Keys of one multi-get: the store's reading threads take no more at once.
 const READ_KEYS: usize = 32;
 /// Looks in a row, 5 ms apart, that find no merge running.
@@ -42,7 +43,7 @@ type Name = [u8; NAME_BYTES];
 #[derive(Clone, Copy)]
 struct Variant {
     name: &'static str,
-    universal: bool,
+    by_size: Option<i32>, // percent of the largest run that newer ones may come to; none: levels
     databases: u64,
     ingested: bool,
     log: bool,
@@ -72,9 +73,9 @@ enum Index {
 
 const STORE: Variant = Variant {
     name: "as the store has it",
-    universal: false,
+    by_size: None,
     databases: 1,
-    ingested: false,
+    ingested: true,
     log: false,
     memtables: 1,
     block_bytes: 4 << 10,
@@ -102,13 +103,13 @@ fn variants() -> Vec<Variant> {
     };
     vec![
         STORE,
-        with("universal compaction", |v| v.universal = true),
-        with("4 databases", |v| v.databases = 4),
-        with("sorted files ingested", |v| v.ingested = true),
-        with("write-ahead log", |v| v.log = true),
-        with("memtables of twice the size", |v| v.memtables = 2),
-        with("memtables of 4 times the size", |v| v.memtables = 4),
+        with("by size, up to 25 % beside", |v| v.by_size = Some(25)),
+        with("by size, up to 200 % beside", |v| v.by_size = Some(200)),
         with("first level of 64 MiB", |v| v.level_bytes = 64 << 20),
+        with("through memtables", |v| v.ingested = false),
+        with("4 databases, through memtables", |v| (v.databases, v.ingested) = (4, false)),
+        with("write-ahead log", |v| (v.log, v.ingested) = (true, false)),
+        with("memtables of 4 times the size", |v| (v.memtables, v.ingested) = (4, false)),
         with("blocks of 2 KiB", |v| v.block_bytes = 2 << 10),
         with("blocks of 8 KiB", |v| v.block_bytes = 8 << 10),
         with("blocks not aligned", |v| v.aligned = false),
@@ -168,6 +169,8 @@ struct Opened {
     databases: Vec<DB>,
     options: Vec<Options>,
     folder: PathBuf,
+    /// Of files that were taken in, which RocksDB's statistics don't count.
+    ingested_bytes: AtomicU64,
 }
 
 impl Bench {
@@ -181,18 +184,14 @@ impl Bench {
         // keys in the order of a hash, as rows leave RAM
         let order = |at: u64| scattered(at, self.rows);
         let started = Instant::now();
-        if variant.ingested {
-            opened.ingest(self.rows, order, &mut random)?;
-        } else {
-            opened.write(self.rows, order, &mut random)?;
-        }
+        opened.put(self.rows, order, &mut random)?;
         opened.settle()?;
         let load_s = started.elapsed().as_secs_f64();
         row("rocksdb_load", "k rows/s", self.rows as f64 / load_s / 1e3, 1.0);
         let (started, before) = (Instant::now(), opened.written());
         let overwritten = self.rows / 2;
         let mut places = Random::new(4);
-        opened.write(overwritten, |_| places.below(self.rows), &mut random)?;
+        opened.put(overwritten, |_| places.below(self.rows), &mut random)?;
         opened.settle()?;
         let seconds = started.elapsed().as_secs_f64();
         row("rocksdb_overwrite", "k rows/s", overwritten as f64 / seconds / 1e3, 1.0);
@@ -274,10 +273,19 @@ impl Opened {
             databases.push(db.context("open RocksDB")?);
             options.push(set);
         }
-        Ok(Opened { variant, databases, options, folder: folder.to_owned() })
+        let (folder, ingested_bytes) = (folder.to_owned(), AtomicU64::new(0));
+        Ok(Opened { variant, databases, options, folder, ingested_bytes })
     }
 
-    /// Writes rows in sorted batches, `place` says which.
+    /// Writes rows as the variant has it, `place` says which.
+    fn put(&self, count: u64, place: impl FnMut(u64) -> u64, random: &mut Random) -> Result<()> {
+        if self.variant.ingested {
+            return self.ingest(count, place, random);
+        }
+        self.write(count, place, random)
+    }
+
+    /// Writes rows in sorted batches.
     fn write(
         &self,
         count: u64,
@@ -316,6 +324,7 @@ impl Opened {
                 writer.put(name, value(random)).context("write a file to ingest")?;
             }
             writer.finish().context("end a file to ingest")?;
+            self.ingested_bytes.fetch_add(writer.file_size(), Ordering::Relaxed);
             let mut moved = IngestExternalFileOptions::default();
             moved.set_move_files(true);
             self.databases[0].ingest_external_file_opts(&moved, vec![path]).context("ingest")?;
@@ -341,11 +350,12 @@ impl Opened {
     }
 
     fn written(&self) -> u64 {
+        let ingested = self.ingested_bytes.load(Ordering::Relaxed);
         let of = |options: &Options| {
             options.get_ticker_count(Ticker::FlushWriteBytes)
                 + options.get_ticker_count(Ticker::CompactWriteBytes)
         };
-        self.options.iter().map(of).sum()
+        self.options.iter().map(of).sum::<u64>() + ingested
     }
 
     fn bytes(&self) -> Result<u64> {
@@ -404,9 +414,11 @@ impl Variant {
         family.set_target_file_size_base(32 << 20);
         family.set_max_bytes_for_level_base(self.level_bytes);
         family.set_optimize_filters_for_hits(self.hits_expected);
-        if self.universal {
+        if let Some(percent) = self.by_size {
+            let mut merges = UniversalCompactOptions::default();
+            merges.set_max_size_amplification_percent(percent);
             family.set_compaction_style(DBCompactionStyle::Universal);
-            family.set_universal_compaction_options(&UniversalCompactOptions::default());
+            family.set_universal_compaction_options(&merges);
         }
         let alignment = format!("block_based_table_factory={{block_align={};}}", self.aligned);
         let family = family.get_options_from_string(alignment).context("align blocks")?;

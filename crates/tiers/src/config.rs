@@ -15,7 +15,8 @@ pub struct StoreConfig {
     pub data_dir: PathBuf,
     /// Bytes of host RAM for rows, their bookkeeping and the index. On top come the plans of staged
     /// steps (21 bytes a key, with a device 20 more, and 32 while it is looked up), of which those
-    /// of 32 steps are kept for later ones, and the batches on their way to and from SSD (3 MiB).
+    /// of 32 steps are kept for later ones, and the rows on their way to and from SSD: a part of
+    /// RocksDB's memory or, where writes are logged or held to a rate, 3 MiB.
     pub host_ram_bytes: u64,
     /// Bytes of device memory for rows and their bookkeeping; 0: no device is opened. On top come 8
     /// MiB of pinned host memory and, once a worker shares places on the device, 24 bytes of both
@@ -26,7 +27,8 @@ pub struct StoreConfig {
     /// A folder that keeps the code that is compiled for the device; without one it is compiled at
     /// each open, which takes about a second.
     pub gpu_code_dir: Option<PathBuf>,
-    /// Bytes of RAM for RocksDB: block cache with index and filter blocks, and memtables.
+    /// Bytes of RAM for RocksDB: block cache with index and filter blocks, and the rows that went
+    /// down last.
     pub ssd_memory_bytes: u64,
     /// How long a stage waits for pinned rows to be freed before it answers "slow down".
     pub stage_wait: Duration,

@@ -89,6 +89,9 @@ impl Inner {
             return Ok(()); // it is looked at again
         }
         self.ssd.delete_rows(table.id, &expired)?;
+        if !expired.is_empty() {
+            self.down.forget_written();
+        }
         let dropped = expired.len() as u64;
         table.tally.rows.fetch_sub(dropped, Ordering::Relaxed);
         table.tally.rows_ssd.fetch_sub(dropped, Ordering::Relaxed);
@@ -122,7 +125,7 @@ impl Inner {
         let section = table.class.sections[table.class.section_of(hash) as usize].lock();
         let in_ram = section.find(hash, table.id).is_some();
         drop(section);
-        in_ram || self.down.read(table.id, key, |_| ()).is_some()
+        in_ram || self.down.is_on_its_way(table.id, key)
     }
 }
 

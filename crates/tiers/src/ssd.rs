@@ -1,16 +1,18 @@
 //! The SSD tier: one RocksDB with a column family of rows and one of the store's own records. The
 //! only door to RocksDB. It caches no row of its own and knows no layout; it poisons itself when a
-//! durable write fails. Why its settings are what they are: `ops/adr/0010-rocksdb-settings.md`.
+//! durable write fails. Why its settings are what they are: `ops/adr/0010-rocksdb-settings.md`
+//! and `0041-rows-go-down-as-files.md`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use rocksdb::statistics::{StatsLevel, Ticker};
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, IteratorMode, Options, ReadOptions, WriteBatch, WriteBufferManager,
-    WriteOptions,
+    DBCompressionType, IngestExternalFileOptions, IteratorMode, Options, ReadOptions,
+    SstFileWriter, WriteBatch, WriteBufferManager, WriteOptions,
 };
 use table::{Key, TableId};
 
@@ -25,6 +27,9 @@ const READ_KEYS: usize = 256;
 const READ_BYTES: usize = 1 << 20;
 const ROW_KEY_BYTES: usize = 12;
 
+/// The file that is being written before RocksDB takes it in.
+const INCOMING: &str = "incoming.sst";
+
 /// A row's key on SSD: table and key big-endian, so that the order of bytes is that of the numbers.
 type RowKey = [u8; ROW_KEY_BYTES];
 
@@ -34,6 +39,11 @@ pub(crate) type Record = (Box<[u8]>, Box<[u8]>);
 pub(crate) struct Ssd {
     db: DB,
     options: Options, // holds the statistics
+    row_options: Options,
+    incoming: PathBuf,
+    /// Bytes of files that RocksDB took in, which its statistics don't count.
+    incoming_bytes: AtomicU64,
+    writes_files: bool,
     durability: Durability,
     poison: OnceLock<String>,
     /// Of calls that read rows by their keys.
@@ -48,8 +58,9 @@ impl Ssd {
     /// Opens the database in `dir`, or makes it. Exclusive: a second open fails.
     pub(crate) fn open(dir: &Path, config: &StoreConfig) -> Result<Self> {
         let memory_bytes = config.ssd_memory_bytes;
-        // Half for the block cache; three memtables of an eighth each for the rows; the last eighth
-        // is left to table readers and compactions.
+        // Half for the block cache; three eighths for rows that come: in batches of `down`, or,
+        // where these go through RocksDB's log or limiter, in its memtables; the last eighth is
+        // left to table readers and compactions.
         let cache = Cache::new_lru_cache((memory_bytes / 2) as usize);
         let eighth = (memory_bytes / 8) as usize;
         let mut options = Options::default();
@@ -88,6 +99,7 @@ impl Ssd {
         let rows = rows
             .get_options_from_string("block_based_table_factory={block_align=true;}")
             .map_err(|source| Error::Ssd { context: "set the options of rows", source })?;
+        let row_options = rows.clone();
         let families = [
             ColumnFamilyDescriptor::new(ROWS, rows),
             ColumnFamilyDescriptor::new(META, family_options(&cache, 64 << 10)),
@@ -102,6 +114,12 @@ impl Ssd {
         Ok(Self {
             db,
             options,
+            row_options,
+            incoming: dir.join(INCOMING),
+            incoming_bytes: AtomicU64::new(0),
+            // a file that comes in ready is neither logged nor held to a rate
+            writes_files: config.durability == Durability::Flush
+                && config.ssd_write_bytes_per_s.is_none(),
             durability: config.durability,
             poison: OnceLock::new(),
             reads: Times::default(),
@@ -109,6 +127,11 @@ impl Ssd {
             #[cfg(test)]
             fail_writes: std::sync::atomic::AtomicBool::new(false),
         })
+    }
+
+    /// Whether rows are written as whole files: then large batches cost least.
+    pub(crate) fn writes_files(&self) -> bool {
+        self.writes_files
     }
 
     /// Whether the tier still takes work.
@@ -158,21 +181,66 @@ impl Ssd {
         Ok(())
     }
 
-    /// Writes rows together, in the order given. Unless the store logs its writes, they last from a
-    /// flush on.
+    /// Writes rows together, keys ascending, each once. Unless the store logs its writes, they last
+    /// from a flush on.
     pub(crate) fn write_rows(&self, rows: &[(TableId, Key, &[u8])]) -> Result<()> {
         self.check()?;
-        let family = self.family(ROWS)?;
-        let mut batch = WriteBatch::default();
-        for (table, key, value) in rows {
-            batch.put_cf(family, row_key(*table, *key), value);
+        if rows.is_empty() {
+            return Ok(());
         }
-        let mut options = WriteOptions::default();
-        options.disable_wal(self.durability == Durability::Flush);
         let begun = Instant::now();
-        self.durable("write rows", || self.db.write_opt(batch, &options))?;
+        // A scheduler tries hundreds of orders, each with many batches: a file each takes minutes.
+        if self.writes_files && !cfg!(feature = "shuttle") {
+            self.write_file(rows)?;
+        } else {
+            let family = self.family(ROWS)?;
+            let mut batch = WriteBatch::default();
+            for (table, key, value) in rows {
+                batch.put_cf(family, row_key(*table, *key), value);
+            }
+            self.durable("write rows", || self.db.write_opt(batch, &self.write_options()))?;
+        }
         self.writes.note(begun);
         Ok(())
+    }
+
+    /// Writes rows as a file of RocksDB's, which takes it in as it is: no memtable, and no reader
+    /// that has to look through one.
+    fn write_file(&self, rows: &[(TableId, Key, &[u8])]) -> Result<()> {
+        let family = self.family(ROWS)?;
+        // A write waits while merges are too far behind; a file that comes in ready would not.
+        let nothing = WriteBatch::default();
+        self.durable("write rows", || self.db.write_opt(nothing, &self.write_options()))?;
+        self.clear_incoming()?;
+        let mut moved = IngestExternalFileOptions::default();
+        moved.set_move_files(true);
+        self.durable("write rows", || {
+            let mut file = SstFileWriter::create(&self.row_options);
+            file.open(&self.incoming)?;
+            for (table, key, value) in rows {
+                file.put(row_key(*table, *key), value)?;
+            }
+            file.finish()?;
+            self.incoming_bytes.fetch_add(file.file_size(), Ordering::Relaxed);
+            self.db.ingest_external_file_cf_opts(family, &moved, vec![&self.incoming])
+        })
+    }
+
+    /// A crash can leave the file under both names: to write to it would be to write to RocksDB's.
+    fn clear_incoming(&self) -> Result<()> {
+        match std::fs::remove_file(&self.incoming) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                self.poison(format!("remove {}: {error}", self.incoming.display()));
+                self.check()
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    fn write_options(&self) -> WriteOptions {
+        let mut options = WriteOptions::default();
+        options.disable_wal(self.durability == Durability::Flush);
+        options
     }
 
     /// Reads up to `rows` rows of a table, from a key on in their order; the key after them, if the
@@ -214,9 +282,7 @@ impl Ssd {
         let family = self.family(ROWS)?;
         let mut batch = WriteBatch::default();
         keys.iter().for_each(|key| batch.delete_cf(family, row_key(table, *key)));
-        let mut options = WriteOptions::default();
-        options.disable_wal(self.durability == Durability::Flush);
-        self.durable("delete rows", || self.db.write_opt(batch, &options))
+        self.durable("delete rows", || self.db.write_opt(batch, &self.write_options()))
     }
 
     /// Bytes written to files, the log's among them, and bytes read from files to merge them, since
@@ -224,7 +290,9 @@ impl Ssd {
     pub(crate) fn file_bytes(&self) -> (u64, u64) {
         let ticker = |ticker| self.options.get_ticker_count(ticker);
         let written = [Ticker::FlushWriteBytes, Ticker::CompactWriteBytes, Ticker::WalFileBytes];
-        (written.into_iter().map(ticker).sum(), ticker(Ticker::CompactReadBytes))
+        let written: u64 = written.into_iter().map(ticker).sum();
+        let written = written + self.incoming_bytes.load(Ordering::Relaxed);
+        (written, ticker(Ticker::CompactReadBytes))
     }
 
     /// Brings every row written so far to the disk.

@@ -366,7 +366,7 @@ impl Inner {
             device,
             #[cfg(test)]
             claim_pause: Mutex::new(None),
-            down: Down::start(Arc::clone(&ssd), config.host_ram_bytes)?,
+            down: Down::start(Arc::clone(&ssd), &config)?,
             readers: Mutex::new(Readers::start(config.ssd_read_threads, &intake)?),
             intake,
             ssd,

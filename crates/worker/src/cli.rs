@@ -67,7 +67,7 @@ pub struct PsArgs {
     /// Bytes of host RAM for rows and their index (embedded only)
     #[arg(long, default_value = "1GiB", value_parser = units::parse_bytes)]
     pub host_ram: u64,
-    /// Bytes of RAM for RocksDB's write buffers and block cache (embedded only)
+    /// Bytes of RAM for RocksDB's block cache and the rows that left RAM last (embedded only)
     #[arg(long, default_value = "64MiB", value_parser = units::parse_bytes)]
     pub ssd_memory: u64,
     /// GPU memory for rows, taken at start, on the GPU that --device names: it is refused without

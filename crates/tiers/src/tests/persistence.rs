@@ -123,6 +123,24 @@ fn a_table_is_never_redefined() {
 }
 
 #[test]
+fn a_file_that_a_crash_left_under_two_names_stays_as_it_is() {
+    let mut scratch = Scratch::new(HUGE);
+    let table = scratch.create_table(&spec("t", 2, ADAM)).unwrap();
+    step(scratch.store(), &batch(table, 0..1000), 1.0);
+    scratch.store().flush().unwrap();
+    let rows = scratch.lookup(&batch(table, 0..1000)).unwrap().0;
+    let folder = scratch.store().inner().config.data_dir.join("rows");
+    let files = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "sst")).collect();
+    let largest = files.iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    std::fs::hard_link(largest, folder.join("incoming.sst")).unwrap();
+    step(scratch.store(), &batch(table, 1000..1010), 1.0);
+    scratch.close_and_reopen();
+    assert_eq!(scratch.lookup(&batch(table, 0..1000)).unwrap().0, rows);
+    assert!(!folder.join("incoming.sst").exists());
+}
+
+#[test]
 fn a_stored_row_of_the_wrong_length_fails_alone_and_its_step_can_t_be_pushed() {
     let mut scratch = Scratch::new(HUGE);
     let table = scratch.create_table(&spec("t", 2, ADAM)).unwrap();
