@@ -381,6 +381,7 @@ struct Horizon {
     before: u32,     // the same before it last changed
     changed: u64,    // the step at which it did
     threshold: u8,   // a remoteness; what is so remote or more leaves
+    regulated: u64,  // the step at which it was last looked at
     turn: u64,       // rows
     window: u64,     // swept rows after which the threshold is looked at
     swept: u64,      // in this window
@@ -419,6 +420,7 @@ impl Horizon {
             before: Self::FINEST_FIRST,
             changed: 0,
             threshold: Self::NEVER,
+            regulated: 0,
             turn: 1,
             window: 1,
             swept: 0,
@@ -517,8 +519,8 @@ impl Horizon {
         if leaves { Sweep::Evict } else { Sweep::Keep(kept) }
     }
 
-    /// In how many steps the rows that leave are used again; none if they never are. Of a section
-    /// that has not been told of any use for as long, that is all that is known.
+    /// In how many steps the rows that leave are used again; none if they never are. Where no hand
+    /// has moved for longer, rows stay so long at least.
     fn steps_of_leaving(&self, now: u64) -> Option<u64> {
         if self.threshold == Self::NEVER {
             return None;
@@ -527,10 +529,11 @@ impl Horizon {
         let per_doubling = u64::from(Self::PER_DOUBLING);
         let doublings = (remoteness / per_doubling).saturating_sub(1);
         let ticks = (remoteness - doublings * per_doubling) << doublings;
-        Some((ticks << self.finest).max(now.saturating_sub(self.now)).max(1))
+        Some((ticks << self.finest).max(now.saturating_sub(self.regulated)).max(1))
     }
 
     fn regulate(&mut self) {
+        self.regulated = self.now;
         let all: u64 = self.seen.iter().map(|&rows| u64::from(rows)).sum();
         let mut leaving = 0;
         self.threshold = (0..=Self::NEVER)

@@ -207,7 +207,8 @@ impl Inner {
         let id = SectionId { class: class.number, section: want.id.section };
         let theirs = class.sections[id.section as usize].lock().paid_bytes();
         let own = taker.sections[want.id.section as usize].lock().paid_bytes();
-        let wanted = self.missing_bytes(taker, want);
+        // what is left of the budget may be too little to grow by
+        let wanted = bytes_for(taker.arena.layout().bytes(), want.slots as u64);
         let wanted = wanted.max(own / GIFT_OF_TAKER).max(theirs / GIFT_OF_DONOR_MIN);
         let row_bytes = class.arena.layout().bytes() as u64;
         // two rows, where so few are more than the share of a section: it may have to give its last
