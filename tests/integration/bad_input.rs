@@ -109,6 +109,8 @@ fn flags_that_do_not_fit_are_refused() {
     let with = |more: &[&'static str]| [train(&ps, &good), more.to_vec()].concat();
     refuse(WORKER, &with(&["--lookahead", "0"]), &["--lookahead 0"]);
     refuse(WORKER, &with(&["--threads", "0"]), &["--threads 0"]);
+    let expiry = ["--lookahead", "4", "--expire-after", "5steps"];
+    refuse(WORKER, &with(&expiry), &["--expire-after 5steps", "at least 6steps", "--lookahead 4"]);
     refuse(WORKER, &with(&["--learning-rate=-1"]), &["--learning-rate -1"]);
     refuse(WORKER, &with(&["--embedding-init", "by-rows"]), &["--arch-embedding-size"]);
     refuse(WORKER, &with(&["--dense-transform", "cubed"]), &["cubed", "log1p"]);

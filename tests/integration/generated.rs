@@ -1,6 +1,8 @@
 //! Generated data: written to files and read back it trains to the same bits as straight from the
 //! generator.
 
+use serde_json::Value;
+
 use crate::binaries::{WORKER, json, losses, refuse, run, succeed, text};
 
 const SPEC: &str = "synthetic:scale=0.001,rows=4096,seed=11";
@@ -146,6 +148,29 @@ fn tests_on_the_way_change_no_loss_and_end_the_training_at_their_auc() {
     );
     assert_eq!(stopped["auc"], tests[0]["auc"]);
     assert_eq!(losses(&stopped), losses(&plain)[..5]);
+}
+
+#[test]
+fn a_test_sees_rows_as_the_step_before_it_left_them_however_far_is_staged_ahead() {
+    let at = tempfile::tempdir().expect("make folder");
+    let path = |name: &str| text(&at.path().join(name)).to_owned();
+    let train = |lookahead: &str| {
+        let (ps, report) = (format!("embedded:{}", path(lookahead)), path("report.json"));
+        let model = ["--arch-mlp-bot", "13-32-16", "--arch-mlp-top", "32-1", "--report-losses"];
+        let data = ["--mini-batch-size", "64", "--rows", "train", "--eval-rows", "test"];
+        // the stages that were begun decide which rows there are
+        let rows = ["--admit-after", "2", "--expire-after", "9steps", "--test-freq", "4"];
+        let places = ["--ps", &ps, "--report", &report, "--lookahead", lookahead, "--nepochs", "2"];
+        succeed(WORKER, &[&["train", "--data", SPEC][..], &model, &data, &rows, &places].concat());
+        json(report.as_ref())
+    };
+    let (near, far) = (train("1"), train("7"));
+    assert_eq!(losses(&near), losses(&far));
+    let quality = |report: &Value| {
+        let tests = report["tests"].as_array().expect("the report has tests").iter();
+        tests.map(|test| (test["step"].clone(), test["logloss"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(quality(&near), quality(&far));
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn what_a_training_may_do_beside_it_does_on_the_device_too() {
         "--admit-after",
         "2",
         "--expire-after",
-        "9steps",
+        "10steps",
         "--num-indices-per-lookup",
         "4",
         "--test-freq",

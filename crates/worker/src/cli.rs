@@ -350,7 +350,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N", conflicts_with = "load_model")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(Admission::SIGHTS_MAX)))]
     pub admit_after: Option<u32>,
-    /// Forget a row that no step has named for so many steps or so long: 1000000steps, 7d, 12h, 90s
+    /// Forget a row that no step has named for so many steps or so long: 1000000steps, 7d, 12h,
+    /// 90s; at least two steps more than --lookahead
     #[arg(long, value_name = "AGE", default_value = "never", conflicts_with = "load_model")]
     pub expire_after: Expiry,
     /// Start from these weights (safetensors under facebookresearch/dlrm's names)

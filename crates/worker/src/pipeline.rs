@@ -23,6 +23,8 @@ pub(crate) struct Staged {
     pub step: u64,
     /// Where in the data it is.
     pub at: Reached,
+    /// Whether it is the last of its pass.
+    pub ends_pass: bool,
     pub batch: Batch,
     pub unique: Unique,
 }
@@ -37,6 +39,8 @@ pub(crate) struct Course<'a> {
     pub after: Reached,
     /// Steps staged ahead of the one that computes.
     pub lookahead: usize,
+    /// Batches of a pass from one test to the next, where there are tests.
+    pub test_every: Option<u64>,
 }
 
 /// What the threads count while they run.
@@ -56,6 +60,15 @@ pub(crate) struct Ahead {
     pub staged: Receiver<Result<Staged>>,
     /// Takes used buffers back.
     pub spare: Sender<Staged>,
+    /// To be told once for each test that is over: no step is staged before.
+    pub tested: Sender<()>,
+}
+
+impl Staged {
+    /// Whether a test comes behind it, where they are so many batches apart.
+    pub(crate) fn is_tested(&self, test_every: Option<u64>) -> bool {
+        test_every.is_some_and(|every| self.ends_pass || self.at.batch.is_multiple_of(every))
+    }
 }
 
 /// Starts both threads in `scope`. `open` begins a pass over the data, by number.
@@ -69,12 +82,14 @@ pub(crate) fn stage_ahead<'scope, 'env>(
     let (read, batches) = bounded(READ_AHEAD);
     // one more is in the stager's hand: staged, and waiting for a place
     let (stage, staged) = bounded(course.lookahead.saturating_sub(1));
-    let rounds = READ_AHEAD + course.lookahead + 4; // every buffer that can be under way at once
+    let rounds = READ_AHEAD + course.lookahead + 5; // every buffer that can be under way at once
     let (spare, spares) = bounded::<Staged>(rounds);
     let reading = Reading { tally, epochs: course.epochs, after: course.after, spares };
     spawn(scope, "read", move || reading.run(&open, &read))?;
-    spawn(scope, "stage", move || stage_batches(session, course.tables, tally, &batches, &stage))?;
-    Ok(Ahead { staged, spare })
+    let (tested, tests) = bounded(1);
+    let staging = Staging { session, course, tally, tests };
+    spawn(scope, "stage", move || staging.run(&batches, &stage))?;
+    Ok(Ahead { staged, spare, tested })
 }
 
 /// Starts a thread under a name that debuggers and traces show.
@@ -125,20 +140,25 @@ impl Reading<'_> {
                 break;
             }
         }
+        let mut before: Option<Staged> = None; // what comes after it tells whether it is the last
         for batch in passed_over + 1.. {
             let mut next = self.spares.try_recv().unwrap_or_default();
-            next.at = Reached { epoch, batch };
+            (next.at, next.ends_pass) = (Reached { epoch, batch }, false);
             let more = {
                 let _span = span!("read and parse", *step);
-                reader.next_batch(&mut next.batch)?
+                reader.next_batch(&mut next.batch)
             };
-            if !more {
+            if let Some(mut before) = before.take() {
+                before.ends_pass = matches!(more, Ok(false));
+                let _span = span!("wait for the stager", *step - 1);
+                if self.tally.cancel.load(Ordering::Relaxed) || read.send(Ok(before)).is_err() {
+                    return Ok(false);
+                }
+            }
+            if !more? {
                 break;
             }
-            let _span = span!("wait for the stager", *step);
-            if self.tally.cancel.load(Ordering::Relaxed) || read.send(Ok(next)).is_err() {
-                return Ok(false);
-            }
+            before = Some(next);
             *step += 1;
         }
         self.tally.rows_skipped.fetch_add(reader.rows_skipped(), Ordering::Relaxed);
@@ -146,56 +166,64 @@ impl Reading<'_> {
     }
 }
 
-fn stage_batches(
-    session: &dyn Session,
-    tables: &[TableId],
-    tally: &Tally,
-    batches: &Receiver<Result<Staged>>,
-    staged: &Sender<Result<Staged>>,
-) {
-    for step in 0.. {
-        let read = {
-            let _span = span!("wait for a batch", step);
-            batches.recv()
-        };
-        let Ok(read) = read else { return };
-        if tally.cancel.load(Ordering::Relaxed) {
-            return;
-        }
-        let started = Instant::now();
-        let next = read.and_then(|next| stage_one(session, tables, step, next));
-        let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        tally.stage_ns.fetch_add(ns, Ordering::Relaxed);
-        let failed = next.is_err();
-        let waiting = span!("wait for a place ahead", step);
-        let sent = staged.send(next);
-        drop(waiting);
-        if let Err(unsent) = sent {
-            if let Ok(next) = unsent.into_inner() {
-                let _ = session.release(Step(next.step)); // the step's side has ended with an error
-            }
-            return;
-        }
-        if failed {
-            return;
-        }
-    }
+/// The stager. A test asks for rows as the step before it left them: who is admitted and what has
+/// expired follows from the stages begun, so that none begins before a test is over.
+struct Staging<'a> {
+    session: &'a dyn Session,
+    course: &'a Course<'a>,
+    tally: &'a Tally,
+    tests: Receiver<()>,
 }
 
-fn stage_one(
-    session: &dyn Session,
-    tables: &[TableId],
-    step: u64,
-    mut next: Staged,
-) -> Result<Staged> {
-    {
-        let _span = span!("unique and inverse", step);
-        unique(&next.batch, tables, &mut next.unique)?;
+impl Staging<'_> {
+    fn run(&self, batches: &Receiver<Result<Staged>>, staged: &Sender<Result<Staged>>) {
+        for step in 0.. {
+            let read = {
+                let _span = span!("wait for a batch", step);
+                batches.recv()
+            };
+            let Ok(read) = read else { return };
+            if self.tally.cancel.load(Ordering::Relaxed) {
+                return;
+            }
+            let started = Instant::now();
+            let next = read.and_then(|next| self.stage_one(step, next));
+            let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.tally.stage_ns.fetch_add(ns, Ordering::Relaxed);
+            let tested = next.as_ref().ok().map(|next| next.is_tested(self.course.test_every));
+            let waiting = span!("wait for a place ahead", step);
+            let sent = staged.send(next);
+            drop(waiting);
+            if let Err(unsent) = sent {
+                if let Ok(next) = unsent.into_inner() {
+                    // the step's side has ended with an error
+                    let _ = self.session.release(Step(next.step));
+                }
+                return;
+            }
+            match tested {
+                Some(false) => {}
+                Some(true) => {
+                    let _span = span!("wait for a test", step);
+                    if self.tests.recv().is_err() {
+                        return;
+                    }
+                }
+                None => return, // an error was the last that is sent
+            }
+        }
     }
-    next.step = step;
-    let _span = span!("stage", step);
-    session
-        .stage(Step(step), &next.unique.keys)
-        .map_err(Error::session(format_args!("stage step {step}")))?;
-    Ok(next)
+
+    fn stage_one(&self, step: u64, mut next: Staged) -> Result<Staged> {
+        {
+            let _span = span!("unique and inverse", step);
+            unique(&next.batch, self.course.tables, &mut next.unique)?;
+        }
+        next.step = step;
+        let _span = span!("stage", step);
+        self.session
+            .stage(Step(step), &next.unique.keys)
+            .map_err(Error::session(format_args!("stage step {step}")))?;
+        Ok(next)
+    }
 }

@@ -9,7 +9,7 @@ use dlrm::{
     Architecture, DenseOptimizer, Found, Interaction, LearningRate, Loss, Model, Network, Place,
     device_at,
 };
-use table::{Admission, Initializer, Optimizer, TableId, TableSpec};
+use table::{Admission, Expiry, Initializer, Optimizer, TableId, TableSpec};
 use wire::Session;
 
 use crate::card::{Card, Interrupted, Order, Reached, format_of};
@@ -65,6 +65,7 @@ pub(crate) struct Inference {
 impl Training {
     pub(crate) fn begin(args: &TrainArgs, session: &dyn Session) -> Result<Training> {
         check_lookahead(args.lookahead, session)?;
+        check_expiry(args.expire_after, args.lookahead)?;
         if args.shuffle_window > 0
             && let Source::Cache { .. } = args.data.data
         {
@@ -323,6 +324,20 @@ fn check_lookahead(lookahead: usize, session: &dyn Session) -> Result<()> {
         return Err(Error::Input(format!(
             "--lookahead {lookahead}: expected 1 to {}, for the server allows {max} staged steps",
             max.saturating_sub(3)
+        )));
+    }
+    Ok(())
+}
+
+/// A row that a step ahead makes anew must not be one that a step behind still trains.
+fn check_expiry(expiry: Expiry, lookahead: usize) -> Result<()> {
+    let Expiry::Steps(steps) = expiry else { return Ok(()) };
+    // from the step that is being pushed to the one in the stager's hand
+    let apart = lookahead as u64 + 2;
+    if u64::from(steps) < apart {
+        return Err(Error::Input(format!(
+            "--expire-after {steps}steps: expected at least {apart}steps with --lookahead \
+             {lookahead}, for so far apart are steps that are under way"
         )));
     }
     Ok(())
@@ -588,6 +603,7 @@ fn check_same_tables(
         {
             return differs("--optimizer", format!("{name:?}"), format!("{:?}", spec.optimizer));
         }
+        check_expiry(spec.expiry, args.lookahead)?;
         let rows = card.embedding_rows.as_ref().map(|rows| rows[t]);
         if let Some(text) = &args.arch.embedding_init
             && initializer(Some(text), rows)? != spec.initializer

@@ -115,6 +115,7 @@ fn train(
         epochs: args.nepochs,
         after: training.after,
         lookahead: args.lookahead,
+        test_every: training.evaluation.as_ref().and(args.test_freq),
     };
     let (source, read, seed) = (&training.source, &training.read, training.card.seed);
     let (window_rows, epochs) = (args.shuffle_window, args.nepochs);
@@ -159,10 +160,12 @@ fn train(
             let options = ReadOptions { shuffle, more_passes, ..read.clone() };
             Ok::<Reader, Error>(dataset::open(source, &options)?)
         };
-        let Ahead { staged, spare } = stage_ahead(scope, session, &course, &tally, open)?;
+        let ahead = stage_ahead(scope, session, &course, &tally, open)?;
         let mut pusher = Pusher::start(scope, session)?;
-        let outcome = steps.run(&staged, &spare, &mut pusher);
+        let outcome = steps.run(&ahead, &mut pusher);
         tally.cancel.store(true, Ordering::Relaxed);
+        let Ahead { staged, tested, .. } = ahead;
+        drop(tested); // no test is waited for any more
         if steps.pulls_ahead {
             let _ = pusher.pulled(); // nobody waits for its rows any more
         }
@@ -236,12 +239,8 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    fn run(
-        &mut self,
-        staged: &Receiver<Result<Staged>>,
-        spare: &Sender<Staged>,
-        pusher: &mut Pusher,
-    ) -> Result<()> {
+    fn run(&mut self, ahead: &Ahead, pusher: &mut Pusher) -> Result<()> {
+        let Ahead { staged, spare, tested } = ahead;
         let mut progress = Progress::new("train", None);
         let mut told = Told::default();
         while !self.stop.load(Ordering::Relaxed) {
@@ -253,18 +252,9 @@ impl Steps<'_> {
                     staged.recv()
                 }
             };
-            let Ok(next) = next else {
-                self.end_epoch(&mut told, pusher, &mut progress)?;
-                break;
-            };
+            let Ok(next) = next else { break };
             let next = next?;
             self.report.wait_s += waiting.elapsed().as_secs_f64();
-            if next.at.epoch > self.reached.epoch
-                && self.end_epoch(&mut told, pusher, &mut progress)?
-            {
-                let _ = self.session.release(Step(next.step)); // nothing is to come of it
-                break;
-            }
             let stepped = if self.on_device {
                 self.step_on_device(&next)
             } else {
@@ -278,9 +268,18 @@ impl Steps<'_> {
                 self.tell(trained, &mut told, &mut progress)?;
             }
             self.reached = next.at;
+            let (ends_pass, is_tested) = (next.ends_pass, next.is_tested(self.test_every()));
             let _ = spare.try_send(next); // a full ring of buffers lets one go
-            if self.is_test_due(self.reached) && self.test(&mut told, pusher, &mut progress)? {
+            let is_over = self.is_test_due(self.reached)
+                && self.test(&mut told, pusher, &mut progress)?
+                || ends_pass
+                    && !self.stop.load(Ordering::Relaxed)
+                    && self.end_epoch(&mut told, pusher, &mut progress)?;
+            if is_over {
                 break;
+            }
+            if is_tested {
+                let _ = tested.send(()); // behind the last step nobody waits
             }
         }
         self.tell_late(&mut told, &mut progress)?;
@@ -364,12 +363,17 @@ impl Steps<'_> {
         self.started.elapsed().saturating_sub(self.test_time)
     }
 
-    /// Whether a test comes after a step, wherever its epoch ends.
-    fn is_test_due(&self, at: Reached) -> bool {
-        self.tests.as_ref().is_some_and(|tests| at.batch.is_multiple_of(tests.every))
+    /// Batches of an epoch from one test to the next.
+    fn test_every(&self) -> Option<u64> {
+        self.tests.as_ref().map(|tests| tests.every)
     }
 
-    /// Evaluates, and tells whether the AUC to stop at is passed. The steps that are staged wait.
+    /// Whether a test comes after a step, wherever its epoch ends.
+    fn is_test_due(&self, at: Reached) -> bool {
+        self.test_every().is_some_and(|every| at.batch.is_multiple_of(every))
+    }
+
+    /// Evaluates, and tells whether the AUC to stop at is passed. No step is staged meanwhile.
     fn test(
         &mut self,
         told: &mut Told,
@@ -444,15 +448,8 @@ impl Steps<'_> {
         let late = Late { step: schedule, rows, at: staged.at };
         let trained = self.trained(late, loss)?;
         pusher.push(Step(step), self.rates.tables.at(schedule));
-        if !self.is_test_due(staged.at)
-            && let Ok(next) = later.try_recv()
-        {
-            // a test may come at the end of an epoch too
-            let tested = self.tests.is_some();
-            self.pulls_ahead = next.as_ref().is_ok_and(|next| {
-                let follows = !tested || next.at.epoch == staged.at.epoch;
-                follows && self.pull_beside(next, pusher)
-            });
+        if let Ok(next) = later.try_recv() {
+            self.pulls_ahead = next.as_ref().is_ok_and(|next| self.pull_beside(next, pusher));
             self.ahead = Some(next);
         }
         {
