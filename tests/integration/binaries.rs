@@ -90,7 +90,7 @@ pub(crate) fn text(path: &Path) -> &str {
 }
 
 /// What rows may take to get to SSD.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits until a training process has a file of rows in its store.
 pub(crate) fn wait_for_rows_on_ssd(process: &mut Process, store: &Path) {

@@ -1,17 +1,12 @@
 //! A process that is told to stop in mid-training loses nothing: SIGTERM to the server, SIGTERM to
 //! a worker with its store inside.
 
-use std::time::Duration;
-
 use serde_json::Value;
 use testkit::Process;
 
 use crate::binaries::{
-    LIMIT, PSCTL, Server, WORKER, json, run, succeed, text, wait_for_rows_on_ssd,
+    LIMIT, PATIENCE, PSCTL, Server, WORKER, json, run, succeed, text, wait_for_rows_on_ssd,
 };
-
-/// What rows may take to get to SSD.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 const MODEL: [&str; 12] = [
     "--arch-mlp-bot",

@@ -39,6 +39,7 @@ const NUMBER_BITS: u32 = 24;
 const _: () = assert!(BATCH_BYTES_MAX >> NUMBER_BITS < BESIDE_ROW_BYTES as u64);
 
 /// Rows that are written together, each once.
+#[derive(Default)]
 pub(crate) struct Batch {
     number: u64,
     factor: u64, // odd and by chance, so that no keys can be chosen that share their places
@@ -188,8 +189,7 @@ impl Drop for Down {
 impl State {
     fn new(kept: usize) -> Self {
         let factor = RandomState::new().hash_one(0) | 1;
-        let (rows, bytes, places) = (Vec::new(), Vec::new(), Vec::new());
-        let open = Batch { number: 0, factor, rows, bytes, places, replaced: false };
+        let open = Batch { factor, ..Batch::default() };
         Self { open, sealed: VecDeque::new(), written: 0, kept }
     }
 

@@ -14,7 +14,7 @@ use crate::expire::Passes;
 use crate::gains::Gains;
 use crate::index::{At, Entry};
 use crate::live::SectionId;
-use crate::section::{Section, bytes_for};
+use crate::section::{Section, bytes_for, bytes_per_row};
 use crate::store::{Inner, Table};
 use crate::stored::encode;
 use crate::sync::atomic::Ordering;
@@ -191,7 +191,7 @@ impl Inner {
         if room.gains.is_due(now) {
             let signs = |class: &Arc<Class>| {
                 let signs = class.sections.iter().map(|section| section.lock().sign(now));
-                (bytes_per_row(class), signs.collect())
+                (bytes_per_row(class.arena.layout().bytes()) as u64, signs.collect())
             };
             room.gains.look(classes.iter().map(signs), now);
         }
@@ -204,7 +204,7 @@ impl Inner {
         if saved <= GAIN_RATIO * lost {
             return None;
         }
-        let id = SectionId { class: class.number, section: want.id.section };
+        let id = class.id_of(want.id.section as usize);
         let theirs = class.sections[id.section as usize].lock().paid_bytes();
         let own = taker.sections[want.id.section as usize].lock().paid_bytes();
         // what is left of the budget may be too little to grow by
@@ -479,11 +479,6 @@ impl Inner {
         }
         Ok(())
     }
-}
-
-/// What one of very many rows of a class takes of the budget.
-fn bytes_per_row(class: &Class) -> u64 {
-    bytes_for(class.arena.layout().bytes(), 1 << 20) >> 20
 }
 
 /// How many of a section's rows leave beyond those that must.

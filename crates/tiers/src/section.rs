@@ -98,8 +98,13 @@ pub(crate) fn bytes_for(row_bytes: usize, slots: u64) -> u64 {
 /// Bytes of the host-RAM budget that one cached row takes when the budget is full: the row itself,
 /// four bits, and its share of the index (64 bytes for 4.15 rows).
 pub fn host_bytes_per_row(layout: RowLayout) -> u64 {
-    let rows = 1 << 20; // so that rounding vanishes
-    bytes_for(layout.bytes(), rows).div_ceil(rows)
+    bytes_per_row(layout.bytes()).ceil() as u64
+}
+
+/// What one of very many rows of so many bytes takes of the budget.
+pub(crate) fn bytes_per_row(row_bytes: usize) -> f64 {
+    const ROWS: u64 = 1 << 20; // so that rounding vanishes
+    bytes_for(row_bytes, ROWS) as f64 / ROWS as f64
 }
 
 /// Two bits that say whether a row is dirty and pinned, and two of the policy's ghosts, make half a
