@@ -3,7 +3,7 @@
 
 use table::{Optimizer, RowLayout};
 
-use crate::rule::{AdamStep, adagrad, adam, rowwise_adagrad, sgd};
+use crate::rule::{AdamStep, adagrad, adam, rowwise_adagrad_scale, sgd};
 
 /// Adam counts a row's steps in an `f32`, which holds every integer up to here. A count that gets
 /// this far stays: both bias corrections have long become 1.
@@ -32,16 +32,43 @@ impl Rule {
         state: &mut [f32],   // [state]
         gradient: &[f32],    // [dim]
     ) {
-        let (dim, rate) = (self.dim, self.learning_rate);
+        let rate = self.rate(state, gradient);
+        self.apply_at(rate, weights, state, gradient);
+    }
+
+    /// The first half of [`Self::apply`], which needs no weight: the rate of this row. It is the
+    /// push's, but for row-wise Adagrad, whose accumulator takes the gradient up here.
+    #[inline(always)] // into kernels that know the length
+    pub fn rate(
+        &self,
+        state: &mut [f32], // [state]
+        gradient: &[f32],  // [dim]
+    ) -> f32 {
         match self.optimizer {
-            Optimizer::Sgd => sgd(weights, gradient, rate),
-            Optimizer::Adagrad { eps, .. } => adagrad(weights, state, gradient, rate, eps),
             Optimizer::RowWiseAdagrad { eps, .. } => {
-                rowwise_adagrad(weights, &mut state[0], gradient, rate, eps);
+                rowwise_adagrad_scale(&mut state[0], gradient, self.learning_rate, eps)
             }
+            Optimizer::Sgd | Optimizer::Adagrad { .. } | Optimizer::Adam { .. } => {
+                self.learning_rate
+            }
+        }
+    }
+
+    /// The second half of [`Self::apply`], with the rate of the first.
+    #[inline(always)] // into kernels that know the length
+    pub fn apply_at(
+        &self,
+        rate: f32,
+        weights: &mut [f32], // [dim]
+        state: &mut [f32],   // [state]
+        gradient: &[f32],    // [dim]
+    ) {
+        match self.optimizer {
+            Optimizer::Sgd | Optimizer::RowWiseAdagrad { .. } => sgd(weights, gradient, rate),
+            Optimizer::Adagrad { eps, .. } => adagrad(weights, state, gradient, rate, eps),
             Optimizer::Adam { beta1, beta2, eps } => {
-                let (moment1, state) = state.split_at_mut(dim);
-                let (moment2, steps) = state.split_at_mut(dim);
+                let (moment1, state) = state.split_at_mut(self.dim);
+                let (moment2, steps) = state.split_at_mut(self.dim);
                 steps[0] = (steps[0] + 1.0).min(ROW_STEPS_MAX);
                 let step = AdamStep::new(steps[0] as u32, rate, beta1, beta2, eps);
                 adam(weights, moment1, moment2, gradient, step);

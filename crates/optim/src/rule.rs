@@ -3,17 +3,31 @@
 //! All arithmetic is plain `f32` addition, multiplication, division and square root, each correctly
 //! rounded, without fused multiply-add: every machine gets the same bits, vectorised or not.
 
-/// Partial sums of a row's squares. Fixed, so that vectorising changes no bit: lane l takes the
-/// elements l, l + 8, l + 16, …
+use std::array::from_fn;
+
+/// Floats that are read before any of them is written, so that they go through registers side by
+/// side: a compiler that can't tell slices apart takes them one by one. Partial sums of a row's
+/// squares, too, which is fixed, so that vectorising changes no bit: lane l takes the elements l,
+/// l + 8, l + 16, …
 const LANES: usize = 8;
 
 /// Stochastic gradient descent: `w -= lr g`.
 #[inline(always)] // into kernels that are compiled for wider vectors
 pub fn sgd(weights: &mut [f32], gradient: &[f32], learning_rate: f32) {
     assert_eq!(weights.len(), gradient.len(), "gradient");
-    for (w, &g) in weights.iter_mut().zip(gradient) {
-        *w -= learning_rate * g;
+    let (w_blocks, w_rest) = weights.as_chunks_mut::<LANES>();
+    let (g_blocks, g_rest) = gradient.as_chunks::<LANES>();
+    for (w, &g) in w_blocks.iter_mut().zip(g_blocks) {
+        *w = sgd_block(*w, g, learning_rate);
     }
+    for (w, &g) in w_rest.iter_mut().zip(g_rest) {
+        [*w] = sgd_block([*w], [g], learning_rate);
+    }
+}
+
+#[inline(always)]
+fn sgd_block<const N: usize>(w: [f32; N], g: [f32; N], learning_rate: f32) -> [f32; N] {
+    from_fn(|i| w[i] - learning_rate * g[i])
 }
 
 /// Adagrad (Duchi, Hazan and Singer, JMLR 12, 2011), in the form of PyTorch's `Adagrad`:
@@ -28,10 +42,27 @@ pub fn adagrad(
 ) {
     assert_eq!(weights.len(), gradient.len(), "gradient");
     assert_eq!(weights.len(), accumulator.len(), "accumulator");
-    for ((w, acc), &g) in weights.iter_mut().zip(accumulator).zip(gradient) {
-        *acc += g * g;
-        *w -= learning_rate * g / (acc.sqrt() + eps);
+    let (w_blocks, w_rest) = weights.as_chunks_mut::<LANES>();
+    let (a_blocks, a_rest) = accumulator.as_chunks_mut::<LANES>();
+    let (g_blocks, g_rest) = gradient.as_chunks::<LANES>();
+    for ((w, a), &g) in w_blocks.iter_mut().zip(a_blocks).zip(g_blocks) {
+        (*w, *a) = adagrad_block(*w, *a, g, learning_rate, eps);
     }
+    for ((w, a), &g) in w_rest.iter_mut().zip(a_rest).zip(g_rest) {
+        ([*w], [*a]) = adagrad_block([*w], [*a], [g], learning_rate, eps);
+    }
+}
+
+#[inline(always)]
+fn adagrad_block<const N: usize>(
+    w: [f32; N],
+    accumulator: [f32; N],
+    g: [f32; N],
+    learning_rate: f32,
+    eps: f32,
+) -> ([f32; N], [f32; N]) {
+    let acc: [f32; N] = from_fn(|i| accumulator[i] + g[i] * g[i]);
+    (from_fn(|i| w[i] - learning_rate * g[i] / (acc[i].sqrt() + eps)), acc)
 }
 
 /// Row-wise Adagrad, one accumulator for a whole row, in the form of FBGEMM's
@@ -45,15 +76,24 @@ pub fn rowwise_adagrad(
     learning_rate: f32,
     eps: f32,
 ) {
-    assert_eq!(weights.len(), gradient.len(), "gradient");
+    let scale = rowwise_adagrad_scale(accumulator, gradient, learning_rate, eps);
+    sgd(weights, gradient, scale);
+}
+
+/// The first half of [`rowwise_adagrad`], which touches no weight: what the row's gradient is to be
+/// taken times. The second half is [`sgd`].
+#[inline(always)] // into kernels that are compiled for wider vectors
+pub fn rowwise_adagrad_scale(
+    accumulator: &mut f32,
+    gradient: &[f32],
+    learning_rate: f32,
+    eps: f32,
+) -> f32 {
     if gradient.is_empty() {
-        return;
+        return 0.0;
     }
     *accumulator += sum_of_squares(gradient) / gradient.len() as f32;
-    let scale = learning_rate / (accumulator.sqrt() + eps); // one division for the row
-    for (w, &g) in weights.iter_mut().zip(gradient) {
-        *w -= scale * g;
-    }
+    learning_rate / (accumulator.sqrt() + eps) // one division for the row
 }
 
 /// What an Adam step needs besides the moments: decays, bias corrections and rates, computed once
@@ -102,13 +142,31 @@ pub fn adam(
     assert_eq!(weights.len(), gradient.len(), "gradient");
     assert_eq!(weights.len(), moment1.len(), "first moment");
     assert_eq!(weights.len(), moment2.len(), "second moment");
+    let (w_blocks, w_rest) = weights.as_chunks_mut::<LANES>();
+    let (m_blocks, m_rest) = moment1.as_chunks_mut::<LANES>();
+    let (v_blocks, v_rest) = moment2.as_chunks_mut::<LANES>();
+    let (g_blocks, g_rest) = gradient.as_chunks::<LANES>();
+    for (((w, m), v), &g) in w_blocks.iter_mut().zip(m_blocks).zip(v_blocks).zip(g_blocks) {
+        (*w, *m, *v) = adam_block(*w, *m, *v, g, step);
+    }
+    for (((w, m), v), &g) in w_rest.iter_mut().zip(m_rest).zip(v_rest).zip(g_rest) {
+        ([*w], [*m], [*v]) = adam_block([*w], [*m], [*v], [g], step);
+    }
+}
+
+#[inline(always)]
+fn adam_block<const N: usize>(
+    w: [f32; N],
+    moment1: [f32; N],
+    moment2: [f32; N],
+    g: [f32; N],
+    step: AdamStep,
+) -> ([f32; N], [f32; N], [f32; N]) {
     let AdamStep { beta1, beta2, eps, rate, root_of_correction } = step;
     let (fresh1, fresh2) = (1.0 - beta1, 1.0 - beta2);
-    for (((w, m), v), &g) in weights.iter_mut().zip(moment1).zip(moment2).zip(gradient) {
-        *m += fresh1 * (g - *m);
-        *v = beta2 * *v + fresh2 * g * g;
-        *w -= rate * *m / (v.sqrt() / root_of_correction + eps);
-    }
+    let m: [f32; N] = from_fn(|i| moment1[i] + fresh1 * (g[i] - moment1[i]));
+    let v: [f32; N] = from_fn(|i| beta2 * moment2[i] + fresh2 * g[i] * g[i]);
+    (from_fn(|i| w[i] - rate * m[i] / (v[i].sqrt() / root_of_correction + eps)), m, v)
 }
 
 #[inline(always)]

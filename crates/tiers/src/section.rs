@@ -258,7 +258,7 @@ impl Section {
 
     /// Lets the policy hear of a use. No bit is set here, which would be one more access to memory
     /// for each key: bits are made from the lists when rows are to leave.
-    #[inline]
+    #[inline(always)] // into the loop over probes, which waits for memory, not for calls
     fn note_hit(
         &mut self,
         probe: &Probe,

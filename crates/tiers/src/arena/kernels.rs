@@ -11,6 +11,8 @@ use super::{ROWS_AHEAD, Row};
 const BLOCK_LINES: usize = 16;
 const BLOCK_ROWS_MIN: usize = 4;
 const BLOCK_ROWS_MAX: usize = 8;
+/// Blocks between a row's prefetch and its update.
+const BLOCKS_AHEAD: usize = 2;
 /// Floats of a cache line.
 const LINE_FLOATS: usize = 16;
 
@@ -147,9 +149,11 @@ unsafe fn update_plain(job: &Update<'_>) {
     }
 }
 
-/// Row by row, a block at a time. The rows of the next block are asked for all at once, in a loop
+/// Row by row, a block at a time. The rows of a block to come are asked for all at once, in a loop
 /// that does nothing else: a prefetch whose address has to be translated first holds up what comes
-/// after it, so that only those that follow each other closely are translated side by side.
+/// after it, so that only those that follow each other closely are translated side by side. A
+/// block's rates come first: each waits for a root and a division, and only in a short loop do they
+/// wait side by side.
 #[inline(always)]
 unsafe fn update_rows(job: &Update<'_>, dim: usize) {
     let ask = |rows: &[Row]| {
@@ -160,25 +164,34 @@ unsafe fn update_rows(job: &Update<'_>, dim: usize) {
     };
     let lines = dim.div_ceil(LINE_FLOATS).max(1);
     let block_rows = (BLOCK_LINES / lines).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX);
-    let mut blocks = job.rows.chunks(block_rows).peekable();
-    ask(blocks.peek().copied().unwrap_or_default());
-    let mut gradients = job.gradients.chunks_exact(dim);
-    while let Some(block) = blocks.next() {
-        ask(blocks.peek().copied().unwrap_or_default());
-        for (&row, gradient) in block.iter().zip(&mut gradients) {
-            if row == Row::NONE {
-                continue;
+    let mut ahead = job.rows.chunks(block_rows);
+    ahead.by_ref().take(BLOCKS_AHEAD).for_each(ask);
+    let mut rest = job.gradients;
+    for block in job.rows.chunks(block_rows) {
+        ask(ahead.next().unwrap_or_default());
+        let (gradients, later) = rest.split_at(block.len() * dim);
+        rest = later;
+        let rows = || block.iter().zip(gradients.chunks_exact(dim)).enumerate();
+        let rows = || rows().filter(|(_, (row, _))| **row != Row::NONE);
+        let state = |row: Row| {
+            // SAFETY: by the caller's promise the row's floats are there and nobody else's; no
+            // other slice of them lives.
+            unsafe {
+                let first = job.states.base.add(row.0 as usize * job.states.floats);
+                std::slice::from_raw_parts_mut(first, job.state_floats)
             }
-            // SAFETY: by the caller's promise the row's floats are there and nobody else's.
-            let (embedding, state) = unsafe {
-                let embedding = job.embeddings.base.add(row.0 as usize * dim);
-                let state = job.states.base.add(row.0 as usize * job.states.floats);
-                (
-                    std::slice::from_raw_parts_mut(embedding, dim),
-                    std::slice::from_raw_parts_mut(state, job.state_floats),
-                )
+        };
+        let mut rates = [0.0; BLOCK_ROWS_MAX];
+        for (i, (&row, gradient)) in rows() {
+            rates[i] = job.rule.rate(state(row), gradient);
+        }
+        for (i, (&row, gradient)) in rows() {
+            // SAFETY: as above.
+            let embedding = unsafe {
+                let first = job.embeddings.base.add(row.0 as usize * dim);
+                std::slice::from_raw_parts_mut(first, dim)
             };
-            job.rule.apply(embedding, state, gradient);
+            job.rule.apply_at(rates[i], embedding, state(row), gradient);
         }
     }
 }

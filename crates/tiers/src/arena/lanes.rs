@@ -23,6 +23,11 @@ pub(crate) fn run_widest(kernel: impl Kernel) {
         // SAFETY: the machine has what the function was compiled for.
         return unsafe { avx512::run(kernel) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if avx2::is_here() {
+        // SAFETY: the machine has what the function was compiled for.
+        return unsafe { avx2::run(kernel) };
+    }
     kernel.run(Plain);
 }
 
@@ -93,6 +98,57 @@ mod avx512 {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256i, _mm256_and_si256, _mm256_castsi256_pd, _mm256_castsi256_ps, _mm256_cmpeq_epi32,
+        _mm256_cmpeq_epi64, _mm256_loadu_si256, _mm256_movemask_pd, _mm256_movemask_ps,
+        _mm256_set1_epi32, _mm256_set1_epi64x,
+    };
+
+    use super::{Kernel, Lanes};
+
+    pub(super) fn is_here() -> bool {
+        is_x86_feature_detected!("avx2")
+    }
+
+    /// Made by [`run`] alone, on a machine that has the instructions.
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(());
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn run(kernel: impl Kernel) {
+        kernel.run(Avx2(()));
+    }
+
+    impl Lanes for Avx2 {
+        #[inline(always)]
+        fn equal_u64(self, all: &[u64; 8], wanted: u64) -> u32 {
+            // SAFETY: the array has the 32 bytes of each half; that there is an `Avx2` says that
+            // the machine has the instructions.
+            let half = |first: usize| unsafe {
+                let some = _mm256_loadu_si256(all[first..].as_ptr().cast::<__m256i>());
+                let equal = _mm256_cmpeq_epi64(some, _mm256_set1_epi64x(wanted.cast_signed()));
+                _mm256_movemask_pd(_mm256_castsi256_pd(equal)).cast_unsigned()
+            };
+            half(0) | half(4) << 4
+        }
+
+        #[inline(always)]
+        fn equal_u32(self, all: &[u32; 16], mask: u32, wanted: u32) -> u32 {
+            // SAFETY: the array has the 32 bytes of each half; that there is an `Avx2` says that
+            // the machine has the instructions.
+            let half = |first: usize| unsafe {
+                let some = _mm256_loadu_si256(all[first..].as_ptr().cast::<__m256i>());
+                let some = _mm256_and_si256(some, _mm256_set1_epi32(mask.cast_signed()));
+                let equal = _mm256_cmpeq_epi32(some, _mm256_set1_epi32(wanted.cast_signed()));
+                _mm256_movemask_ps(_mm256_castsi256_ps(equal)).cast_unsigned()
+            };
+            half(0) | half(8) << 8
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -115,20 +171,42 @@ mod tests {
         }
     }
 
+    /// What the lanes of this machine find, the plain ones first.
+    fn found(
+        keys: &[u64; 8],
+        highs: &[u32; 16],
+        wanted: (u64, u32, u32),
+    ) -> Vec<(&'static str, (u32, u32))> {
+        let mut all = Vec::new();
+        let mut run = |name, run: &dyn Fn(Compare<'_>)| {
+            let mut found = (0, 0);
+            run(Compare { keys, highs, wanted, found: &mut found });
+            all.push((name, found));
+        };
+        run("plain", &|compare| compare.run(Plain));
+        run("widest", &|compare| run_widest(compare));
+        #[cfg(target_arch = "x86_64")]
+        if avx2::is_here() {
+            // SAFETY: the machine has what the function was compiled for.
+            run("avx2", &|compare| unsafe { avx2::run(compare) });
+        }
+        all
+    }
+
     proptest! {
         #[test]
-        fn the_widest_lanes_find_what_plain_ones_do(
+        fn all_lanes_find_what_plain_ones_do(
             keys in prop::array::uniform8(prop_oneof![0_u64..3, (0_u64..3).prop_map(|x| x << 40)]),
             highs in prop::array::uniform16(prop_oneof![0_u32..3, 0x8000_0000_u32..0x8000_0003]),
             key in prop_oneof![0_u64..3, (0_u64..3).prop_map(|x| x << 40)],
             mask in prop::sample::select(&[0xffff_ffff_u32, 0x8fff_ffff, 2, 0][..]),
             high in prop_oneof![0_u32..3, 0x8000_0000_u32..0x8000_0003],
         ) {
-            let (mut widest, mut plain) = ((0, 0), (0, 0));
-            let wanted = (key, mask, high);
-            run_widest(Compare { keys: &keys, highs: &highs, wanted, found: &mut widest });
-            Compare { keys: &keys, highs: &highs, wanted, found: &mut plain }.run(Plain);
-            prop_assert_eq!(widest, plain);
+            let found = found(&keys, &highs, (key, mask, high));
+            let plain = found[0].1;
+            for (lanes, found) in found {
+                prop_assert_eq!(found, plain, "{}", lanes);
+            }
             for (i, found) in keys.iter().enumerate() {
                 prop_assert_eq!(plain.0 >> i & 1 == 1, *found == key);
             }
