@@ -63,6 +63,7 @@ struct Variant {
     single_gets: bool,
     statistics: bool,
     level_bytes: u64,
+    merged_files: i32, // new files that are merged together
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -81,7 +82,7 @@ const STORE: Variant = Variant {
     block_bytes: 4 << 10,
     aligned: true,
     index: Index::Partitioned,
-    bits: 10.0,
+    bits: 12.0,
     ribbon: false,
     hash_in_block: false,
     direct: true,
@@ -93,6 +94,7 @@ const STORE: Variant = Variant {
     single_gets: false,
     statistics: true,
     level_bytes: 256 << 20,
+    merged_files: 8,
 };
 
 fn variants() -> Vec<Variant> {
@@ -106,6 +108,10 @@ fn variants() -> Vec<Variant> {
         with("by size, up to 25 % beside", |v| v.by_size = Some(25)),
         with("by size, up to 200 % beside", |v| v.by_size = Some(200)),
         with("first level of 64 MiB", |v| v.level_bytes = 64 << 20),
+        with("merges of 4 files", |v| v.merged_files = 4),
+        with("merges of 16 files", |v| v.merged_files = 16),
+        with("filters of 10 bits", |v| v.bits = 10.0),
+        with("merges of 4 files, filters of 10 bits", |v| (v.merged_files, v.bits) = (4, 10.0)),
         with("through memtables", |v| v.ingested = false),
         with("4 databases, through memtables", |v| (v.databases, v.ingested) = (4, false)),
         with("write-ahead log", |v| (v.log, v.ingested) = (true, false)),
@@ -413,6 +419,7 @@ impl Variant {
         family.set_max_write_buffer_number(3);
         family.set_target_file_size_base(32 << 20);
         family.set_max_bytes_for_level_base(self.level_bytes);
+        family.set_level_zero_file_num_compaction_trigger(self.merged_files);
         family.set_optimize_filters_for_hits(self.hits_expected);
         if let Some(percent) = self.by_size {
             let mut merges = UniversalCompactOptions::default();

@@ -1,7 +1,7 @@
 //! The SSD tier: one RocksDB with a column family of rows and one of the store's own records. The
 //! only door to RocksDB. It caches no row of its own and knows no layout; it poisons itself when a
-//! durable write fails. Why its settings are what they are: `ops/adr/0010-rocksdb-settings.md`
-//! and `0041-rows-go-down-as-files.md`.
+//! durable write fails. Why its settings are what they are: `ops/adr/0010-rocksdb-settings.md`,
+//! `0041-rows-go-down-as-files.md` and `0049-merges-of-eight-files.md`.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -26,6 +26,15 @@ const READ_KEYS: usize = 256;
 /// Bytes of rows that one multi-get asks for, unless a single row is longer.
 const READ_BYTES: usize = 1 << 20;
 const ROW_KEY_BYTES: usize = 12;
+
+/// New files of rows that are merged together: with fewer, merges move a row again and again; with
+/// more, a read looks into more filters.
+const FILES_A_MERGE: i32 = 8;
+/// Bits of a row in its file's filter: one row in 250 that is not in the file is looked for there.
+const FILTER_BITS: f64 = 12.0;
+/// What RocksDB's first level has at least before it is merged into the next: as much as the new
+/// files together, and no less than by default.
+const FIRST_LEVEL_BYTES_MIN: usize = 256 << 20;
 
 /// The file that is being written before RocksDB takes it in.
 const INCOMING: &str = "incoming.sst";
@@ -96,6 +105,9 @@ impl Ssd {
         let mut rows = family_options(&cache, eighth);
         // Deleted rows take their place until a merge meets them: files full of them ask for one.
         rows.add_compact_on_deletion_collector_factory(1024, 512, 0.5);
+        rows.set_level_zero_file_num_compaction_trigger(FILES_A_MERGE);
+        let first_level_bytes = (FILES_A_MERGE as usize * eighth).max(FIRST_LEVEL_BYTES_MIN);
+        rows.set_max_bytes_for_level_base(first_level_bytes as u64);
         let rows = rows
             .get_options_from_string("block_based_table_factory={block_align=true;}")
             .map_err(|source| Error::Ssd { context: "set the options of rows", source })?;
@@ -413,7 +425,7 @@ fn family_options(cache: &Cache, memtable_bytes: usize) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(4 << 10);
-    table.set_bloom_filter(10.0, false);
+    table.set_bloom_filter(FILTER_BITS, false);
     table.set_whole_key_filtering(true);
     // The index and the filters of a terabyte would not fit the budget: they live in the cache.
     table.set_cache_index_and_filter_blocks(true);
