@@ -102,6 +102,19 @@ fn a_header_that_does_not_fit_the_model_is_refused() {
 }
 
 #[test]
+fn a_saved_models_rows_may_not_expire_while_steps_are_under_way() {
+    let at = tempfile::tempdir().expect("make folder");
+    let ps = format!("embedded:{}", text(&at.path().join("ps")));
+    let model = at.path().join("model");
+    let good = file(at.path(), "good.tsv", GOOD.as_bytes());
+    let saving = ["--lookahead", "1", "--expire-after", "3steps", "--save-model", text(&model)];
+    succeed(WORKER, &[&train(&ps, &good)[..], &saving].concat());
+    let loading = ["--lookahead", "4", "--load-model", text(&model)];
+    let words = ["table x", "expire after 3steps", "at least 6steps", "--lookahead 4"];
+    refuse(WORKER, &[&train(&ps, &good)[..], &loading].concat(), &words);
+}
+
+#[test]
 fn flags_that_do_not_fit_are_refused() {
     let at = tempfile::tempdir().expect("make folder");
     let ps = format!("embedded:{}", text(&at.path().join("ps")));

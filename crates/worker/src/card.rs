@@ -65,6 +65,14 @@ pub(crate) struct Reached {
     pub batch: u64,
 }
 
+impl Reached {
+    /// Whether a test comes after this batch, where they are so many batches apart, wherever its
+    /// epoch ends.
+    pub(crate) fn is_tested(self, test_every: Option<u64>) -> bool {
+        test_every.is_some_and(|every| self.batch.is_multiple_of(every))
+    }
+}
+
 /// The format of a model that pools so.
 pub(crate) fn format_of(pooling: Pooling) -> u32 {
     match pooling {

@@ -65,9 +65,9 @@ pub(crate) struct Ahead {
 }
 
 impl Staged {
-    /// Whether a test comes behind it, where they are so many batches apart.
+    /// Whether a test comes behind it, where they are so many batches apart and one ends each pass.
     pub(crate) fn is_tested(&self, test_every: Option<u64>) -> bool {
-        test_every.is_some_and(|every| self.ends_pass || self.at.batch.is_multiple_of(every))
+        self.ends_pass && test_every.is_some() || self.at.is_tested(test_every)
     }
 }
 

@@ -65,7 +65,7 @@ pub(crate) struct Inference {
 impl Training {
     pub(crate) fn begin(args: &TrainArgs, session: &dyn Session) -> Result<Training> {
         check_lookahead(args.lookahead, session)?;
-        check_expiry(args.expire_after, args.lookahead)?;
+        check_expiry(args.expire_after, args.lookahead, None)?;
         if args.shuffle_window > 0
             && let Source::Cache { .. } = args.data.data
         {
@@ -329,15 +329,20 @@ fn check_lookahead(lookahead: usize, session: &dyn Session) -> Result<()> {
     Ok(())
 }
 
-/// A row that a step ahead makes anew must not be one that a step behind still trains.
-fn check_expiry(expiry: Expiry, lookahead: usize) -> Result<()> {
+/// A row that a step ahead makes anew must not be one that a step behind still trains. `table` is
+/// one that is there already.
+fn check_expiry(expiry: Expiry, lookahead: usize, table: Option<&str>) -> Result<()> {
     let Expiry::Steps(steps) = expiry else { return Ok(()) };
     // from the step that is being pushed to the one in the stager's hand
     let apart = lookahead as u64 + 2;
     if u64::from(steps) < apart {
+        let what = match table {
+            Some(name) => format!("table {name}, whose rows expire after {steps}steps"),
+            None => format!("--expire-after {steps}steps"),
+        };
         return Err(Error::Input(format!(
-            "--expire-after {steps}steps: expected at least {apart}steps with --lookahead \
-             {lookahead}, for so far apart are steps that are under way"
+            "{what}: expected at least {apart}steps with --lookahead {lookahead}, for so far apart \
+             are steps that are under way"
         )));
     }
     Ok(())
@@ -603,7 +608,7 @@ fn check_same_tables(
         {
             return differs("--optimizer", format!("{name:?}"), format!("{:?}", spec.optimizer));
         }
-        check_expiry(spec.expiry, args.lookahead)?;
+        check_expiry(spec.expiry, args.lookahead, Some(&spec.name))?;
         let rows = card.embedding_rows.as_ref().map(|rows| rows[t]);
         if let Some(text) = &args.arch.embedding_init
             && initializer(Some(text), rows)? != spec.initializer

@@ -270,7 +270,7 @@ impl Steps<'_> {
             self.reached = next.at;
             let (ends_pass, is_tested) = (next.ends_pass, next.is_tested(self.test_every()));
             let _ = spare.try_send(next); // a full ring of buffers lets one go
-            let is_over = self.is_test_due(self.reached)
+            let is_over = self.reached.is_tested(self.test_every())
                 && self.test(&mut told, pusher, &mut progress)?
                 || ends_pass
                     && !self.stop.load(Ordering::Relaxed)
@@ -366,11 +366,6 @@ impl Steps<'_> {
     /// Batches of an epoch from one test to the next.
     fn test_every(&self) -> Option<u64> {
         self.tests.as_ref().map(|tests| tests.every)
-    }
-
-    /// Whether a test comes after a step, wherever its epoch ends.
-    fn is_test_due(&self, at: Reached) -> bool {
-        self.test_every().is_some_and(|every| at.batch.is_multiple_of(every))
     }
 
     /// Evaluates, and tells whether the AUC to stop at is passed. No step is staged meanwhile.
