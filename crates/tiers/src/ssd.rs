@@ -47,8 +47,8 @@ pub(crate) type Record = (Box<[u8]>, Box<[u8]>);
 
 pub(crate) struct Ssd {
     db: DB,
-    options: Options, // holds the statistics
-    row_options: Options,
+    options: Options,      // holds the statistics
+    file_options: Options, // of files that come in ready
     incoming: PathBuf,
     /// Bytes of files that RocksDB took in, which its statistics don't count.
     incoming_bytes: AtomicU64,
@@ -102,19 +102,17 @@ impl Ssd {
             let bytes_per_s = i64::try_from(bytes_per_s).unwrap_or(i64::MAX);
             options.set_ratelimiter(bytes_per_s, 100_000, 10); // refilled every 100 ms
         }
-        let mut rows = family_options(&cache, eighth);
+        let mut rows = family_options(&cache, eighth, Lookup::InParts);
         // Deleted rows take their place until a merge meets them: files full of them ask for one.
         rows.add_compact_on_deletion_collector_factory(1024, 512, 0.5);
         rows.set_level_zero_file_num_compaction_trigger(FILES_A_MERGE);
         let first_level_bytes = (FILES_A_MERGE as usize * eighth).max(FIRST_LEVEL_BYTES_MIN);
         rows.set_max_bytes_for_level_base(first_level_bytes as u64);
-        let rows = rows
-            .get_options_from_string("block_based_table_factory={block_align=true;}")
-            .map_err(|source| Error::Ssd { context: "set the options of rows", source })?;
-        let row_options = rows.clone();
+        let rows = aligned(rows)?;
+        let file_options = aligned(family_options(&cache, eighth, Lookup::Whole))?;
         let families = [
             ColumnFamilyDescriptor::new(ROWS, rows),
-            ColumnFamilyDescriptor::new(META, family_options(&cache, 64 << 10)),
+            ColumnFamilyDescriptor::new(META, family_options(&cache, 64 << 10, Lookup::InParts)),
         ];
         let db = DB::open_cf_descriptors(&options, dir, families).map_err(|source| {
             let cause = source.to_string();
@@ -126,7 +124,7 @@ impl Ssd {
         Ok(Self {
             db,
             options,
-            row_options,
+            file_options,
             incoming: dir.join(INCOMING),
             incoming_bytes: AtomicU64::new(0),
             // a file that comes in ready is neither logged nor held to a rate
@@ -227,7 +225,7 @@ impl Ssd {
         let mut moved = IngestExternalFileOptions::default();
         moved.set_move_files(true);
         self.durable("write rows", || {
-            let mut file = SstFileWriter::create(&self.row_options);
+            let mut file = SstFileWriter::create(&self.file_options);
             file.open(&self.incoming)?;
             for (table, key, value) in rows {
                 file.put(row_key(*table, *key), value)?;
@@ -421,7 +419,24 @@ impl Ssd {
     }
 }
 
-fn family_options(cache: &Cache, memtable_bytes: usize) -> Options {
+/// How a file's index and filter lie in it.
+#[derive(Clone, Copy, PartialEq)]
+enum Lookup {
+    /// In blocks of their own that are found by an index of theirs: of a file of any size only what
+    /// is asked for has to be in the cache.
+    InParts,
+    /// One block each: of a small file, which each read looks into until it is merged, they are
+    /// found with one access for all rows of a call.
+    Whole,
+}
+
+/// Blocks of rows that lie in one block of the device.
+fn aligned(mut rows: Options) -> Result<Options> {
+    rows.get_options_from_string("block_based_table_factory={block_align=true;}")
+        .map_err(|source| Error::Ssd { context: "set the options of rows", source })
+}
+
+fn family_options(cache: &Cache, memtable_bytes: usize, lookup: Lookup) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_block_size(4 << 10);
@@ -430,9 +445,11 @@ fn family_options(cache: &Cache, memtable_bytes: usize) -> Options {
     // The index and the filters of a terabyte would not fit the budget: they live in the cache.
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-    table.set_partition_filters(true);
-    table.set_pin_top_level_index_and_filter(true);
+    if lookup == Lookup::InParts {
+        table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        table.set_partition_filters(true);
+        table.set_pin_top_level_index_and_filter(true);
+    }
     table.set_format_version(6);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
