@@ -171,8 +171,10 @@ unsafe fn update_rows(job: &Update<'_>, dim: usize) {
         ask(ahead.next().unwrap_or_default());
         let (gradients, later) = rest.split_at(block.len() * dim);
         rest = later;
-        let rows = || block.iter().zip(gradients.chunks_exact(dim)).enumerate();
-        let rows = || rows().filter(|(_, (row, _))| **row != Row::NONE);
+        let rows = || {
+            let all = block.iter().zip(gradients.chunks_exact(dim)).enumerate();
+            all.filter(|(_, (row, _))| **row != Row::NONE)
+        };
         let state = |row: Row| {
             // SAFETY: by the caller's promise the row's floats are there and nobody else's; no
             // other slice of them lives.
