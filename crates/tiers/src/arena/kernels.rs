@@ -11,8 +11,9 @@ use super::{ROWS_AHEAD, Row};
 const BLOCK_LINES: usize = 16;
 const BLOCK_ROWS_MIN: usize = 4;
 const BLOCK_ROWS_MAX: usize = 8;
-/// Blocks between a row's prefetch and its update.
-const BLOCKS_AHEAD: usize = 2;
+/// Blocks between a row's prefetch and its update: two, unless one comes to so many lines.
+const BLOCKS_AHEAD_MAX: usize = 2;
+const LINES_AHEAD: usize = 32;
 /// Floats of a cache line.
 const LINE_FLOATS: usize = 16;
 
@@ -164,8 +165,9 @@ unsafe fn update_rows(job: &Update<'_>, dim: usize) {
     };
     let lines = dim.div_ceil(LINE_FLOATS).max(1);
     let block_rows = (BLOCK_LINES / lines).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX);
+    let blocks_ahead = (LINES_AHEAD / (block_rows * lines)).clamp(1, BLOCKS_AHEAD_MAX);
     let mut ahead = job.rows.chunks(block_rows);
-    ahead.by_ref().take(BLOCKS_AHEAD).for_each(ask);
+    ahead.by_ref().take(blocks_ahead).for_each(ask);
     let mut rest = job.gradients;
     for block in job.rows.chunks(block_rows) {
         ask(ahead.next().unwrap_or_default());
