@@ -51,6 +51,7 @@ struct Variant {
     block_bytes: usize,
     aligned: bool,
     index: Index,
+    index_of_new: Index, // of files that are ingested, until they are merged
     bits: f64,
     ribbon: bool,
     hash_in_block: bool,
@@ -82,6 +83,7 @@ const STORE: Variant = Variant {
     block_bytes: 4 << 10,
     aligned: true,
     index: Index::Partitioned,
+    index_of_new: Index::Whole,
     bits: 12.0,
     ribbon: false,
     hash_in_block: false,
@@ -110,6 +112,7 @@ fn variants() -> Vec<Variant> {
         with("first level of 64 MiB", |v| v.level_bytes = 64 << 20),
         with("merges of 4 files", |v| v.merged_files = 4),
         with("merges of 16 files", |v| v.merged_files = 16),
+        with("new files in parts", |v| v.index_of_new = Index::Partitioned),
         with("filters of 10 bits", |v| v.bits = 10.0),
         with("merges of 4 files, filters of 10 bits", |v| (v.merged_files, v.bits) = (4, 10.0)),
         with("through memtables", |v| v.ingested = false),
@@ -321,7 +324,8 @@ impl Opened {
         mut place: impl FnMut(u64) -> u64,
         random: &mut Random,
     ) -> Result<()> {
-        let (_, family) = self.variant.options(20 << 20)?;
+        let new = Variant { index: self.variant.index_of_new, ..self.variant };
+        let (_, family) = new.options(20 << 20)?;
         for first in (0..count).step_by(FILE_ROWS as usize) {
             let path = self.folder.join("file.sst");
             let mut writer = SstFileWriter::create(&family);

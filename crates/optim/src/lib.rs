@@ -8,4 +8,4 @@ mod row;
 mod rule;
 
 pub use row::{Rule, update_row};
-pub use rule::{AdamStep, adagrad, adam, rowwise_adagrad, rowwise_adagrad_scale, sgd};
+pub use rule::{AdamStep, adagrad, adam, rowwise_adagrad, sgd};

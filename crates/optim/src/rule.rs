@@ -83,7 +83,7 @@ pub fn rowwise_adagrad(
 /// The first half of [`rowwise_adagrad`], which touches no weight: what the row's gradient is to be
 /// taken times. The second half is [`sgd`].
 #[inline(always)] // into kernels that are compiled for wider vectors
-pub fn rowwise_adagrad_scale(
+pub(crate) fn rowwise_adagrad_scale(
     accumulator: &mut f32,
     gradient: &[f32],
     learning_rate: f32,

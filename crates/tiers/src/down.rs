@@ -10,17 +10,13 @@ use std::sync::Arc;
 use table::{Key, TableId};
 
 use crate::index;
-use crate::ssd::Ssd;
+use crate::ssd::{FILE_BYTES_MAX, Ssd};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::channel::{Receiver, Sender, bounded};
 use crate::sync::thread::{self, JoinHandle};
 use crate::{Error, Result, StoreConfig};
 
-/// A batch that is written as a file takes this share of RocksDB's memory, or less.
-const MEMORY_SHARE: u64 = 8;
-/// Under a scheduler so little that rows go down while little else happens.
-const BATCH_BYTES_MAX: u64 = if cfg!(feature = "shuttle") { 2 << 10 } else { 64 << 20 };
 /// A batch that goes through RocksDB's log or limiter takes this share of the budget, within these
 /// bounds.
 const BUDGET_SHARE: u64 = 16;
@@ -36,7 +32,7 @@ const PLACES_MIN: usize = 64;
 /// A place has a row's number, from one on, in its lower bits, and above them some of its name's
 /// hash, so that hardly any other row is looked at.
 const NUMBER_BITS: u32 = 24;
-const _: () = assert!(BATCH_BYTES_MAX >> NUMBER_BITS < BESIDE_ROW_BYTES as u64);
+const _: () = assert!(FILE_BYTES_MAX >> NUMBER_BITS < BESIDE_ROW_BYTES as u64);
 
 /// Rows that are written together, each once.
 #[derive(Default)]
@@ -73,8 +69,8 @@ pub(crate) struct Down {
 impl Down {
     pub(crate) fn start(ssd: Arc<Ssd>, config: &StoreConfig) -> Result<Self> {
         // three batches: one that fills, one that is written, one that was
-        let (batch_bytes, kept, waiting) = if ssd.writes_files() {
-            ((config.ssd_memory_bytes / MEMORY_SHARE).min(BATCH_BYTES_MAX), 2, FILES_MAX)
+        let (batch_bytes, kept, waiting) = if let Some(bytes) = ssd.bytes_a_file() {
+            (bytes, 2, FILES_MAX)
         } else {
             let share = config.host_ram_bytes / BUDGET_SHARE;
             (share.clamp(LOGGED_BYTES_MIN, LOGGED_BYTES_MAX), 0, LOGGED_MAX)

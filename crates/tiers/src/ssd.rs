@@ -32,9 +32,12 @@ const ROW_KEY_BYTES: usize = 12;
 const FILES_A_MERGE: i32 = 8;
 /// Bits of a row in its file's filter: one row in 250 that is not in the file is looked for there.
 const FILTER_BITS: f64 = 12.0;
+/// A new file that comes in ready has no more bytes of rows; under a scheduler so few that rows go
+/// down while little else happens.
+pub(crate) const FILE_BYTES_MAX: u64 = if cfg!(feature = "shuttle") { 2 << 10 } else { 64 << 20 };
 /// What RocksDB's first level has at least before it is merged into the next: as much as the new
 /// files together, and no less than by default.
-const FIRST_LEVEL_BYTES_MIN: usize = 256 << 20;
+const FIRST_LEVEL_BYTES_MIN: u64 = 256 << 20;
 
 /// The file that is being written before RocksDB takes it in.
 const INCOMING: &str = "incoming.sst";
@@ -52,7 +55,7 @@ pub(crate) struct Ssd {
     incoming: PathBuf,
     /// Bytes of files that RocksDB took in, which its statistics don't count.
     incoming_bytes: AtomicU64,
-    writes_files: bool,
+    bytes_a_file: Option<u64>, // if rows are written as files
     durability: Durability,
     poison: OnceLock<String>,
     /// Of calls that read rows by their keys.
@@ -106,8 +109,12 @@ impl Ssd {
         // Deleted rows take their place until a merge meets them: files full of them ask for one.
         rows.add_compact_on_deletion_collector_factory(1024, 512, 0.5);
         rows.set_level_zero_file_num_compaction_trigger(FILES_A_MERGE);
-        let first_level_bytes = (FILES_A_MERGE as usize * eighth).max(FIRST_LEVEL_BYTES_MIN);
-        rows.set_max_bytes_for_level_base(first_level_bytes as u64);
+        // a file that comes in ready is neither logged nor held to a rate
+        let writes_files =
+            config.durability == Durability::Flush && config.ssd_write_bytes_per_s.is_none();
+        let bytes_a_file = writes_files.then(|| FILE_BYTES_MAX.min(eighth as u64));
+        let first_level_bytes = FILES_A_MERGE as u64 * bytes_a_file.unwrap_or(eighth as u64);
+        rows.set_max_bytes_for_level_base(first_level_bytes.max(FIRST_LEVEL_BYTES_MIN));
         let rows = aligned(rows)?;
         let file_options = aligned(family_options(&cache, eighth, Lookup::Whole))?;
         let families = [
@@ -127,9 +134,7 @@ impl Ssd {
             file_options,
             incoming: dir.join(INCOMING),
             incoming_bytes: AtomicU64::new(0),
-            // a file that comes in ready is neither logged nor held to a rate
-            writes_files: config.durability == Durability::Flush
-                && config.ssd_write_bytes_per_s.is_none(),
+            bytes_a_file,
             durability: config.durability,
             poison: OnceLock::new(),
             reads: Times::default(),
@@ -139,9 +144,10 @@ impl Ssd {
         })
     }
 
-    /// Whether rows are written as whole files: then large batches cost least.
-    pub(crate) fn writes_files(&self) -> bool {
-        self.writes_files
+    /// Bytes of rows that are written as one file, at most, where they are written as files: then
+    /// large batches cost least.
+    pub(crate) fn bytes_a_file(&self) -> Option<u64> {
+        self.bytes_a_file
     }
 
     /// Whether the tier still takes work.
@@ -200,7 +206,7 @@ impl Ssd {
         }
         let begun = Instant::now();
         // A scheduler tries hundreds of orders, each with many batches: a file each takes minutes.
-        if self.writes_files && !cfg!(feature = "shuttle") {
+        if self.bytes_a_file.is_some() && !cfg!(feature = "shuttle") {
             self.write_file(rows)?;
         } else {
             let family = self.family(ROWS)?;
