@@ -27,7 +27,7 @@ def main():
     with contextlib.redirect_stdout(sys.stderr):
         data_utils.getCriteoAdData(
             str(copy),
-            str(pathlib.Path(folder) / "processed.npz"),
+            "processed",  # beside the lines, with what kind of file it is
             max_ind_range=10_000_000,
             days=1,
             randomize="none",
