@@ -81,19 +81,23 @@ impl Products {
 
     /// Samples a second, by the way that is faster here.
     pub(crate) fn samples_a_second(&mut self, steps: usize) -> Result<f64> {
-        let threads = self.shares.len() as f64;
-        let batch = self.batch;
-        let mut best = 0.0_f64;
-        for way in [Way::Library, Way::Own] {
-            let summed = rate(self.shares.iter_mut(), |share| {
-                for _ in 0..steps {
-                    share.iter_mut().for_each(|product| product.compute(way));
-                }
-                Ok(steps * batch)
-            })?;
-            best = best.max(summed / threads); // each thread did its share of whole batches
-        }
-        Ok(best)
+        Ok(self.rate(steps, Way::Library)?.max(self.rate(steps, Way::Own)?))
+    }
+
+    /// Seconds that the products of one step take, by the way that steps go.
+    pub(crate) fn seconds_of_a_step(&mut self) -> Result<f64> {
+        Ok(self.batch as f64 / self.rate(1, Way::Own)?)
+    }
+
+    fn rate(&mut self, steps: usize, way: Way) -> Result<f64> {
+        let (threads, batch) = (self.shares.len() as f64, self.batch);
+        let summed = rate(self.shares.iter_mut(), |share| {
+            for _ in 0..steps {
+                share.iter_mut().for_each(|product| product.compute(way));
+            }
+            Ok(steps * batch)
+        })?;
+        Ok(summed / threads) // each thread did its share of whole batches
     }
 }
 
