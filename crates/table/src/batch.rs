@@ -2,6 +2,7 @@
 //! travel in the same order. It does not find the unique keys; `dataset` does.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::{Error, Key, Result, TableId};
 
@@ -20,7 +21,7 @@ pub struct KeyRun {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyBatch {
     runs: Vec<KeyRun>,
-    keys: Vec<Key>,      // [Σ runs.rows]
+    keys: Arc<Vec<Key>>, // [Σ runs.rows], shared with steps that were staged from it
     next_uses: Vec<u32>, // [Σ runs.rows] or empty: not known
 }
 
@@ -39,7 +40,7 @@ impl KeyBatch {
         if named != keys.len() as u64 {
             return Err(Error::RunsDisagree { runs: named, keys: keys.len() as u64 });
         }
-        let batch = Self { runs, keys, next_uses: Vec::new() };
+        let batch = Self { runs, keys: Arc::new(keys), next_uses: Vec::new() };
         for pair in batch.runs.windows(2) {
             if pair[1].table <= pair[0].table {
                 let (previous, next) = (pair[0].table, pair[1].table);
@@ -68,7 +69,7 @@ impl KeyBatch {
                 keys: keys.len() as u64,
             })?;
             self.runs.push(KeyRun { table, rows });
-            self.keys.extend_from_slice(keys);
+            Arc::make_mut(&mut self.keys).extend_from_slice(keys);
         }
         Ok(())
     }
@@ -90,10 +91,13 @@ impl KeyBatch {
         (!self.next_uses.is_empty()).then_some(&self.next_uses)
     }
 
-    /// Forgets the keys and keeps the memory.
+    /// Forgets the keys and keeps the memory; others of the same size, where somebody shares it.
     pub fn clear(&mut self) {
         self.runs.clear();
-        self.keys.clear();
+        match Arc::get_mut(&mut self.keys) {
+            Some(keys) => keys.clear(),
+            None => self.keys = Arc::new(Vec::with_capacity(self.keys.len())),
+        }
         self.next_uses.clear();
     }
 
@@ -110,6 +114,12 @@ impl KeyBatch {
     /// All keys, table after table.
     pub fn keys(&self) -> &[Key] {
         &self.keys
+    }
+
+    /// The keys for somebody who needs them for longer: no key is copied, and they stand whatever
+    /// becomes of the batch.
+    pub fn shared_keys(&self) -> Arc<Vec<Key>> {
+        Arc::clone(&self.keys)
     }
 
     /// The tables with the number of their keys.
@@ -141,6 +151,19 @@ mod tests {
 
     fn keys(values: &[u64]) -> Vec<Key> {
         values.iter().copied().map(Key).collect()
+    }
+
+    #[test]
+    fn shared_keys_stand_whatever_becomes_of_the_batch() {
+        let mut batch = KeyBatch::new();
+        batch.push_run(TableId(1), &keys(&[3, 5])).unwrap();
+        let shared = batch.shared_keys();
+        batch.push_run(TableId(2), &keys(&[4])).unwrap();
+        assert_eq!((&shared[..], batch.keys()), (&keys(&[3, 5])[..], &keys(&[3, 5, 4])[..]));
+        let shared = batch.shared_keys();
+        batch.clear();
+        batch.push_run(TableId(1), &keys(&[9])).unwrap();
+        assert_eq!((&shared[..], batch.keys()), (&keys(&[3, 5, 4])[..], &keys(&[9])[..]));
     }
 
     #[test]

@@ -22,9 +22,7 @@ use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 use table::{GOLDEN, Key, TableId, mix};
 
-use crate::arena::{
-    Kernel, Lanes, MemoryUse, Plain, give_back_part, lock_part, map, prefetch, run_widest,
-};
+use crate::arena::{Lanes, MemoryUse, give_back_part, lock_part, map, prefetch};
 
 /// Rows of a bucket.
 pub(crate) const WAYS: usize = 5;
@@ -105,31 +103,25 @@ pub(crate) struct Probe {
 }
 
 /// What a row's home bucket says of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Home {
-    Here(At, Mark),
-    /// It may lie in a bucket behind.
-    Behind,
+pub(crate) enum Home<'a> {
+    Here(AtHome<'a>),
+    /// It may lie in a bucket behind, or here beside another with the same id.
+    Unsure,
     Absent,
 }
 
-/// The number of a row's way in its home bucket, or one of the two that follow.
-const ABSENT: u8 = WAYS as u8;
-const BEHIND: u8 = ABSENT + 1;
-
-/// What home buckets say of rows, for a block of probes.
-pub(crate) struct Homes<const N: usize> {
-    found: [Found; N],
+/// A row in its home bucket.
+pub(crate) struct AtHome<'a> {
+    bucket: &'a mut Bucket,
+    home: usize,
+    way: usize,
     slot_mask: u32,
 }
 
-/// What a home bucket says of a row.
-#[derive(Clone, Copy)]
-struct Found {
-    bucket: u32,
-    rest: u32, // of the way
-    state: u32,
-    way: u8,
+/// The buckets, for a loop that looks for many rows where they are at home.
+pub(crate) struct Homes<'a> {
+    shape: Shape,
+    buckets: &'a mut [Bucket],
 }
 
 /// What is known of a row but its key, which takes a division.
@@ -535,16 +527,9 @@ impl Index {
         self.ask(self.shape.home(probe.hash));
     }
 
-    /// Looks for these rows, N at most, in their home buckets alone, which were asked for some time
-    /// ago.
-    pub(crate) fn find_at_home<const N: usize>(&self, probes: &[Probe], homes: &mut Homes<N>) {
-        let buckets = self.all();
-        if buckets.is_empty() {
-            return homes.found.fill(Found::ABSENT);
-        }
-        homes.slot_mask = self.shape.slot_mask();
-        let found = &mut homes.found;
-        run_widest(FindAtHome { shape: self.shape, buckets, probes, found });
+    /// The buckets, to look for rows at home.
+    pub(crate) fn homes(&mut self) -> Homes<'_> {
+        Homes { shape: self.shape, buckets: self.all_mut() }
     }
 
     /// Asks for the buckets right behind the home of a hash.
@@ -569,22 +554,9 @@ impl Index {
     #[inline]
     pub(crate) fn find(&self, hash: u64, table: TableId) -> Option<At> {
         let seat = self.shape.seat(hash, table);
-        let bucket = self.all().get(seat.home)?;
-        match bucket.way_of(&self.shape, &seat, 0) {
-            Some(way) => Some(At { bucket: seat.home as u32, way }),
-            None if bucket.passed() > 0 => self.find_behind(hash, table),
-            None => None,
-        }
-    }
-
-    /// Where a row is that is not at home.
-    #[inline]
-    pub(crate) fn find_behind(&self, hash: u64, table: TableId) -> Option<At> {
-        let seat = self.shape.seat(hash, table);
         let buckets = self.all();
         let mut at = seat.home;
-        for distance in 1..REACH.min(buckets.len()) {
-            at = next(at, buckets.len());
+        for distance in 0..REACH.min(buckets.len()) {
             let bucket = &buckets[at];
             if let Some(way) = bucket.way_of(&self.shape, &seat, distance as u64) {
                 return Some(At { bucket: at as u32, way });
@@ -592,6 +564,7 @@ impl Index {
             if bucket.passed() == 0 {
                 return None;
             }
+            at = next(at, buckets.len());
         }
         None
     }
@@ -735,8 +708,7 @@ impl Index {
 
     #[inline]
     pub(crate) fn set_code(&mut self, at: At, code: u8) {
-        let rest = &mut self.all_mut()[at.bucket as usize].rests[at.way as usize];
-        *rest = *rest & !u32::from(u8::MAX) | u32::from(code);
+        set_code(&mut self.all_mut()[at.bucket as usize].rests[at.way as usize], code);
     }
 
     pub(crate) fn set_slot(&mut self, at: At, slot: u32) {
@@ -788,31 +760,61 @@ impl At {
     }
 }
 
-impl Found {
-    const ABSENT: Found = Found { bucket: 0, rest: 0, state: 0, way: ABSENT };
-}
-
-impl<const N: usize> Homes<N> {
-    pub(crate) fn new() -> Self {
-        Self { found: [Found::ABSENT; N], slot_mask: 0 }
+impl Homes<'_> {
+    /// Asks for a row's home bucket.
+    #[inline(always)]
+    pub(crate) fn ask(&self, probe: &Probe) {
+        if let Some(bucket) = self.buckets.get(self.shape.home(probe.hash)) {
+            prefetch(bucket);
+        }
     }
 
-    /// What was found of a probe: the `i`-th of the block.
+    /// Looks for a row at home, which was asked for some time ago.
     #[inline(always)]
-    pub(crate) fn of(&self, i: usize, probe: &Probe) -> Home {
-        let Found { bucket, rest, state, way } = self.found[i];
-        match way {
-            ABSENT => Home::Absent,
-            BEHIND => Home::Behind,
-            way => {
-                let way = u32::from(way);
-                let flag = |from: u32| state.wrapping_shr(from + way) & 1 != 0;
-                let meta = Meta(probe.table.0 as u16);
-                let meta = meta.loading(flag(LOADING_FROM)).on_ssd(flag(ON_SSD_FROM));
-                let slot = rest >> CODE_BITS & self.slot_mask;
-                Home::Here(At { bucket, way }, Mark { meta, slot, code: rest as u8 })
-            }
+    pub(crate) fn look(&mut self, probe: &Probe, lanes: impl Lanes) -> Home<'_> {
+        let shape = &self.shape;
+        let seat = shape.seat(probe.hash, probe.table);
+        let Some(bucket) = self.buckets.get_mut(seat.home) else { return Home::Absent };
+        let ways = lanes.equal(&bucket.ids, seat.id);
+        let way = ways.trailing_zeros() as usize;
+        if way < WAYS && bucket.is_high(way, shape.high_mask(), &seat) {
+            return Home::Here(AtHome {
+                bucket,
+                home: seat.home,
+                way,
+                slot_mask: shape.slot_mask(),
+            });
         }
+        if way < WAYS || bucket.passed() > 0 { Home::Unsure } else { Home::Absent }
+    }
+}
+
+impl AtHome<'_> {
+    #[inline(always)]
+    pub(crate) fn slot(&self) -> u32 {
+        self.bucket.rests[self.way] >> CODE_BITS & self.slot_mask
+    }
+
+    /// The policy's byte.
+    #[inline(always)]
+    pub(crate) fn code(&self) -> u8 {
+        self.bucket.rests[self.way] as u8
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_code(&mut self, code: u8) {
+        set_code(&mut self.bucket.rests[self.way], code);
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_loading(&self) -> bool {
+        self.bucket.state >> (LOADING_FROM as usize + self.way) & 1 != 0
+    }
+
+    /// See [`Index::name`].
+    #[inline(always)]
+    pub(crate) fn name(&self) -> u32 {
+        name_of(self.home, self.bucket.ids[self.way])
     }
 }
 
@@ -826,23 +828,17 @@ impl Bucket {
     /// The way of a row that is so far from its home here.
     #[inline]
     fn way_of(&self, shape: &Shape, seat: &Seat, distance: u64) -> Option<u32> {
-        let ways = self.ways_of(Plain, shape.high_mask(), seat, distance);
-        (ways != 0).then(|| ways.trailing_zeros())
+        let is = |way: &u32| {
+            let way = *way as usize;
+            self.ids[way] == seat.id + distance && self.is_high(way, shape.high_mask(), seat)
+        };
+        (0..WAYS as u32).find(is)
     }
 
-    /// A bit for the way of a row, if it is here. All five are compared, without a branch.
+    /// Whether the rest of a way is that of the row.
     #[inline(always)]
-    fn ways_of(&self, lanes: impl Lanes, high_mask: u32, seat: &Seat, distance: u64) -> u32 {
-        const ALL: u32 = (1 << WAYS) - 1;
-        let ids = lanes.equal_u64(bytemuck::cast_ref(self), seat.id + distance);
-        let highs = lanes.equal_u32(self.words(), high_mask, seat.high);
-        ids & highs >> (2 * WAYS) & ALL
-    }
-
-    /// The whole line: ids, two words each, rests, state.
-    #[inline(always)]
-    fn words(&self) -> &[u32; 16] {
-        bytemuck::cast_ref(self)
+    fn is_high(&self, way: usize, high_mask: u32, seat: &Seat) -> bool {
+        self.rests[way] & high_mask == seat.high
     }
 
     /// A way that is not taken.
@@ -862,32 +858,9 @@ impl Bucket {
     }
 }
 
-/// The loop over probes, with no branch that depends on what is found: a processor that has guessed
-/// such a one wrongly begins anew with all that it had begun behind it.
-struct FindAtHome<'a> {
-    shape: Shape,
-    buckets: &'a [Bucket],
-    probes: &'a [Probe],
-    found: &'a mut [Found],
-}
-
-impl Kernel for FindAtHome<'_> {
-    #[inline(always)]
-    fn run(self, lanes: impl Lanes) {
-        let Self { shape, buckets, probes, found } = self;
-        let high_mask = shape.high_mask();
-        for (found, probe) in found.iter_mut().zip(probes) {
-            let seat = shape.seat(probe.hash, probe.table);
-            let bucket = &buckets[seat.home];
-            let none = 1 << (u32::from(ABSENT) + u32::from(bucket.passed() > 0));
-            let ways = bucket.ways_of(lanes, high_mask, &seat, 0);
-            let way = (ways | none).trailing_zeros();
-            // of no way, some other word
-            let rest = bucket.words()[(2 * WAYS + way as usize) % 16];
-            let (bucket, state) = (seat.home as u32, bucket.state);
-            *found = Found { bucket, rest, state, way: way as u8 };
-        }
-    }
+#[inline(always)]
+fn set_code(rest: &mut u32, code: u8) {
+    *rest = *rest & !u32::from(u8::MAX) | u32::from(code);
 }
 
 /// The short name of a row with this home and id.
@@ -919,6 +892,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::arena::{Kernel, run_widest};
 
     const MEMORY: MemoryUse = MemoryUse { budget_bytes: 0, lock: false };
     const TABLE0: TableId = TableId(0);
@@ -942,6 +916,37 @@ mod tests {
         let first = ((home as u128) << 64).div_ceil(index.buckets() as u128) as u64;
         assert_eq!(index.shape.home(first + i), home);
         first + i
+    }
+
+    /// What a look at a home says.
+    #[derive(Debug, PartialEq)]
+    enum Found {
+        Here(Mark, u32),
+        Unsure,
+        Absent,
+    }
+
+    /// Looks a row up at home, with the lanes that this machine has.
+    fn look(index: &mut Index, hash: u64, table: TableId) -> Found {
+        struct Look<'a>(Homes<'a>, Probe, &'a mut Found);
+        impl Kernel for Look<'_> {
+            #[inline(always)]
+            fn run(self, lanes: impl Lanes) {
+                let Self(mut homes, probe, found) = self;
+                homes.ask(&probe);
+                *found = match homes.look(&probe, lanes) {
+                    Home::Here(row) => {
+                        let meta = Meta::of(probe.table).loading(row.is_loading());
+                        Found::Here(Mark { meta, slot: row.slot(), code: row.code() }, row.name())
+                    }
+                    Home::Unsure => Found::Unsure,
+                    Home::Absent => Found::Absent,
+                };
+            }
+        }
+        let mut found = Found::Absent;
+        run_widest(Look(index.homes(), Probe { hash, position: 0, table }, &mut found));
+        found
     }
 
     /// Rows that are not at home.
@@ -1022,20 +1027,21 @@ mod tests {
                 let at = index.find(hash, table);
                 let known = map.get(&(table.0, key.0)).copied();
                 prop_assert_eq!(at.map(|at| index.entry(at)), known);
-                let probe = Probe { hash, position: 0, table };
-                let mut homes = Homes::<1>::new();
-                index.find_at_home(&[probe], &mut homes);
-                match homes.of(0, &probe) {
-                    Home::Here(home, mark) => {
-                        prop_assert_eq!(Some(home), at);
-                        prop_assert_eq!(mark, index.mark(home));
+                let seat = index.shape.seat(hash, table);
+                let at_home = at.filter(|at| at.bucket as usize == seat.home);
+                match look(&mut index, hash, table) {
+                    Found::Here(row, name) => {
+                        let Mark { meta, slot, code } = index.mark(at_home.unwrap());
+                        prop_assert_eq!(row, Mark { meta: meta.on_ssd(false), slot, code });
+                        prop_assert_eq!(index.name(at_home.unwrap()), name);
                     }
-                    Home::Behind => {
-                        let bucket = at.map(|at| at.bucket as usize);
-                        prop_assert_ne!(bucket, Some(index.shape.home(hash)));
-                        prop_assert_eq!(index.find_behind(hash, table), at);
+                    // only what is not at home, or has the id of another that is
+                    Found::Unsure => {
+                        let ids = index.all()[seat.home].ids;
+                        let same = ids.iter().filter(|id| **id == seat.id).count();
+                        prop_assert!(at_home.is_none() || same > 1);
                     }
-                    Home::Absent => prop_assert_eq!(at, None),
+                    Found::Absent => prop_assert_eq!(at, None),
                 }
                 let slot = |i: usize| i as u32 % index.places();
                 match (op, at) {
@@ -1131,6 +1137,29 @@ mod tests {
             index.remove(index.find(hash, TABLE0).unwrap());
         }
         assert!(index.all().iter().all(|bucket| bucket.passed() == 0));
+    }
+
+    #[test]
+    fn rows_whose_ids_are_the_same_are_told_apart() {
+        let mut index = Index::reserve(20, 0, 0, MEMORY).unwrap();
+        index.resize(4); // a home is the upper two bits of a hash, an id the lower 44
+        let hash_of = |i: u64| i << 44 | 7;
+        let id = index.shape.seat(hash_of(0), TABLE0).id;
+        let here = 3;
+        for i in 0..here {
+            assert_eq!(index.shape.seat(hash_of(i), TABLE0).id, id);
+            index.insert(hash_of(i), mark(TABLE0, i as u32));
+        }
+        for i in 0..here {
+            let at = index.find(hash_of(i), TABLE0).unwrap();
+            assert_eq!((at.bucket, index.mark(at)), (0, mark(TABLE0, i as u32)));
+        }
+        assert_eq!(index.find(hash_of(here), TABLE0), None);
+        let first = Found::Here(mark(TABLE0, 0), name_of(0, id));
+        assert_eq!(look(&mut index, hash_of(0), TABLE0), first);
+        for i in 1..=here {
+            assert_eq!(look(&mut index, hash_of(i), TABLE0), Found::Unsure);
+        }
     }
 
     #[test]

@@ -126,21 +126,33 @@ impl Policy {
         level << LEVEL_SHIFT | life
     }
 
+    /// The byte of a row that is used at step `now`, and, where that is told, in so many steps
+    /// again.
+    #[inline(always)] // into the loop over probes, which waits for memory, not for calls
+    pub(crate) fn used(&mut self, key_hash: u64, code: u8, next_use: Option<u32>, now: u64) -> u8 {
+        match next_use {
+            Some(next_use) => self.foreseen(now, next_use),
+            None => self.hit(key_hash, code),
+        }
+    }
+
     /// The byte of a row after a use.
     #[inline]
     pub fn hit(&mut self, _key_hash: u64, code: u8) -> u8 {
-        let level = self.raised(code >> LEVEL_SHIFT);
-        let life = if life(code) == 0 { LIFE_USED } else { life(code) + LIFE_PER_USE };
-        level << LEVEL_SHIFT | life.max(LIFE_OF_LEVEL[usize::from(level)]).min(LIFE_MAX)
+        USED[usize::from(self.rises(code >> LEVEL_SHIFT))][usize::from(code)]
     }
 
     /// One more use: a level counts about two to its power of them.
-    #[inline]
     fn raised(&mut self, level: u8) -> u8 {
+        (level + u8::from(self.rises(level))).min(LEVEL_MAX)
+    }
+
+    /// Whether a level rises with this use: one in two to its power does.
+    #[inline(always)]
+    fn rises(&mut self, level: u8) -> bool {
         self.dice =
             self.dice.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        let up = self.dice >> (64 - u32::from(level)).min(63) == 0 || level == 0;
-        (level + u8::from(up)).min(LEVEL_MAX)
+        self.dice <= u64::MAX >> level
     }
 
     /// The hand passes a row that nobody holds.
@@ -243,8 +255,31 @@ const LIFE_OF_LEVEL: [u8; LEVELS] = [0, 1, 2, 4, 8, 16, 31, 31];
 /// One in so many swept rows is to leave.
 const SWEPT_PER_LEAVING: u64 = 16;
 
-#[inline]
-fn life(code: u8) -> u8 {
+/// What a use makes of a row's byte, whose level stays or rises.
+static USED: [[u8; 256]; 2] = {
+    let mut used = [[0; 256]; 2];
+    let mut code = 0;
+    while code < 256 {
+        used[0][code] = after_use(code as u8, false);
+        used[1][code] = after_use(code as u8, true);
+        code += 1;
+    }
+    used
+};
+
+const fn after_use(code: u8, rises: bool) -> u8 {
+    let mut level = code >> LEVEL_SHIFT;
+    if rises && level < LEVEL_MAX {
+        level += 1;
+    }
+    let mut life = if life(code) == 0 { LIFE_USED } else { life(code) + LIFE_PER_USE };
+    if life < LIFE_OF_LEVEL[level as usize] {
+        life = LIFE_OF_LEVEL[level as usize];
+    }
+    level << LEVEL_SHIFT | if life < LIFE_MAX { life } else { LIFE_MAX }
+}
+
+const fn life(code: u8) -> u8 {
     code & LIFE_MAX
 }
 

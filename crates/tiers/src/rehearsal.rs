@@ -12,7 +12,7 @@ use crate::arena::{Arena, Layout, MemoryUse};
 use crate::budget::Budget;
 use crate::index::{self, Meta, Probe};
 use crate::room::leaving_extra;
-use crate::section::{Past, Place, Section};
+use crate::section::{Finder, Hit, Past, Place, Section};
 
 const TABLE: TableId = TableId(0);
 
@@ -26,6 +26,22 @@ pub struct Rehearsal {
     histories: Vec<Option<u8>>, // [keys] what was stored with a row that left
     there: Vec<bool>,         // [keys of the last batch]
     left: u64,
+}
+
+/// What a stage found.
+struct Looked {
+    slots: Vec<u32>,
+    misses: Vec<Probe>,
+}
+
+impl Finder for Looked {
+    #[inline(always)]
+    fn found(&mut self, probe: &Probe, hit: Option<Hit>) {
+        match hit {
+            Some(hit) => self.slots.push(hit.slot),
+            None => self.misses.push(*probe),
+        }
+    }
 }
 
 impl Rehearsal {
@@ -75,13 +91,11 @@ impl Rehearsal {
             table: TABLE,
         };
         let probes: Vec<Probe> = keys.iter().enumerate().map(probe).collect();
-        let (mut slots, mut misses) = (Vec::with_capacity(keys.len()), Vec::new());
         self.there.clear();
         self.there.resize(keys.len(), true);
-        self.section.probe(&probes, next_uses, self.stages, |probe, hit| match hit {
-            Some(hit) => slots.push(hit.slot),
-            None => misses.push(*probe),
-        });
+        let mut looked = Looked { slots: Vec::with_capacity(keys.len()), misses: Vec::new() };
+        self.section.probe(&probes, next_uses, self.stages, &mut looked);
+        let Looked { slots, misses } = looked;
         self.held.push_back(slots);
         self.make_room(misses.len());
         let mut read = Vec::new(); // slot, place of the key

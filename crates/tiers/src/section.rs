@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use table::{RowLayout, TableId};
 
-use crate::arena::{Arena, MemoryUse, Row};
+use crate::arena::{Arena, Kernel, Lanes, MemoryUse, Row, run_widest};
 use crate::budget::Budget;
 use crate::gains::Sign;
 use crate::index::{
@@ -15,10 +15,8 @@ use crate::index::{
 };
 use crate::policy::{Policy, Sweep};
 
-/// Keys that are looked for at home before any that was found is used.
-const PROBE_BLOCK: usize = 32;
-/// Keys between asking for a home bucket and using what was found: more than a block.
-const PROBES_AHEAD: usize = PROBE_BLOCK + 8;
+/// Keys between asking for a home bucket and looking into it.
+const PROBES_AHEAD: usize = 40;
 /// Keys between asking for the buckets behind a home and looking into them.
 const BEHIND_PROBES_AHEAD: usize = 12;
 /// Rows that are used never again but may not leave yet, which are passed over in a row of calls
@@ -51,6 +49,13 @@ pub(crate) struct Hit {
     pub(crate) slot: u32,
     pub(crate) row: Row,
     pub(crate) loading: bool, // from SSD, and not there yet
+}
+
+/// Who is told what a probe found of each key.
+pub(crate) trait Finder {
+    /// A row that is here, and is held from now on; or that there is none. To be `inline(always)`,
+    /// so that it is compiled with the loop over probes.
+    fn found(&mut self, probe: &Probe, hit: Option<Hit>);
 }
 
 pub(crate) struct Section {
@@ -209,8 +214,7 @@ impl Section {
         self.policy.history(code)
     }
 
-    /// Looks keys up; each is told to `found`, which notes that the row is held, or with `None` if
-    /// it is not here. A hit counts as a use, which the policy hears of.
+    /// Looks keys up, and tells `finder` of each. A hit counts as a use, which the policy hears of.
     ///
     /// Rows that are not at home in a full index come last: the buckets behind are asked for some
     /// keys ahead, as the homes are.
@@ -219,68 +223,39 @@ impl Section {
         probes: &[Probe],
         next_uses: Option<&[u32]>,
         now: u64,
-        mut found: impl FnMut(&Probe, Option<Hit>),
+        finder: &mut impl Finder,
     ) {
-        let next_use = |probe: &Probe| next_uses.map(|uses| uses[probe.position as usize]);
-        let mut behind: Vec<&Probe> = Vec::new();
-        probes.iter().take(PROBES_AHEAD).for_each(|probe| self.index.ask_home(probe));
-        let mut homes = Homes::<PROBE_BLOCK>::new();
-        for first in (0..probes.len()).step_by(PROBE_BLOCK) {
-            let block = &probes[first..probes.len().min(first + PROBE_BLOCK)];
-            self.index.find_at_home(block, &mut homes);
-            for (i, probe) in block.iter().enumerate() {
-                // one line is asked for with each row that is used, so that neither waits long
-                if let Some(ahead) = probes.get(first + i + PROBES_AHEAD) {
-                    self.index.ask_home(ahead);
-                }
-                match homes.of(i, probe) {
-                    Home::Here(at, mark) => {
-                        let hit = self.note_hit(probe, at, mark, next_use(probe), now);
-                        found(probe, Some(hit));
-                    }
-                    Home::Behind => behind.push(probe),
-                    Home::Absent => found(probe, None),
-                }
-            }
-        }
-        for (i, probe) in behind.iter().enumerate() {
-            if let Some(ahead) = behind.get(i + BEHIND_PROBES_AHEAD) {
+        let mut unsure: Vec<&Probe> = Vec::new();
+        run_widest(ProbeHomes {
+            homes: self.index.homes(),
+            policy: &mut self.policy,
+            base: self.place.base,
+            probes,
+            next_uses,
+            now,
+            unsure: &mut unsure,
+            finder,
+        });
+        for (i, probe) in unsure.iter().enumerate() {
+            if let Some(ahead) = unsure.get(i + BEHIND_PROBES_AHEAD) {
                 self.index.ask_behind(ahead.hash);
             }
-            let at = self.index.find_behind(probe.hash, probe.table);
+            let at = self.index.find(probe.hash, probe.table);
             let hit = at.map(|at| {
-                let mark = self.index.mark(at);
-                self.note_hit(probe, at, mark, next_use(probe), now)
+                let Mark { meta, slot, code } = self.index.mark(at);
+                let next_use = next_uses.map(|uses| uses[probe.position as usize]);
+                let new = self.policy.used(probe.hash, code, next_use, now);
+                if new != code {
+                    self.index.set_code(at, new);
+                }
+                if next_use == Some(u32::MAX) {
+                    self.policy.note_done(self.index.name(at));
+                }
+                let row = Row::new(self.place.base + u64::from(slot));
+                Hit { slot, row, loading: meta.is_loading() }
             });
-            found(probe, hit);
+            finder.found(probe, hit);
         }
-    }
-
-    /// Lets the policy hear of a use. No bit is set here, which would be one more access to memory
-    /// for each key: bits are made from the lists when rows are to leave.
-    #[inline(always)] // into the loop over probes, which waits for memory, not for calls
-    fn note_hit(
-        &mut self,
-        probe: &Probe,
-        at: At,
-        mark: Mark,
-        next_use: Option<u32>,
-        now: u64,
-    ) -> Hit {
-        let Mark { meta, slot, code } = mark;
-        let new = match next_use {
-            Some(next_use) => self.policy.foreseen(now, next_use),
-            None => self.policy.hit(probe.hash, code),
-        };
-        // a line that is not written need not go back to memory
-        if new != code {
-            self.index.set_code(at, new);
-        }
-        if next_use == Some(u32::MAX) {
-            self.policy.note_done(self.index.name(at));
-        }
-        let row = Row::new(self.place.base + u64::from(slot));
-        Hit { slot, row, loading: meta.is_loading() }
     }
 
     /// Where a row is, if it is here. No use is counted and nothing is pinned.
@@ -591,6 +566,57 @@ impl Section {
         let freed = ((have - needed) * BUCKET_BYTES) as u64;
         budget.give(freed);
         freed
+    }
+}
+
+/// The loop over probes that looks where rows are at home. No bit is set for a row that is found,
+/// which would be one more access to memory for each key: bits are made from the lists when rows
+/// are to leave.
+struct ProbeHomes<'a, 'p, F: Finder> {
+    homes: Homes<'a>,
+    policy: &'a mut Policy,
+    base: u64, // the number of the section's first row
+    probes: &'p [Probe],
+    next_uses: Option<&'a [u32]>,
+    now: u64,
+    unsure: &'a mut Vec<&'p Probe>,
+    finder: &'a mut F,
+}
+
+impl<F: Finder> Kernel for ProbeHomes<'_, '_, F> {
+    #[inline(always)]
+    fn run(self, lanes: impl Lanes) {
+        let Self { mut homes, policy, base, probes, next_uses, now, unsure, finder } = self;
+        probes.iter().take(PROBES_AHEAD).for_each(|probe| homes.ask(probe));
+        for (i, probe) in probes.iter().enumerate() {
+            // one line is asked for with each row that is used, so that neither waits long
+            if let Some(ahead) = probes.get(i + PROBES_AHEAD) {
+                homes.ask(ahead);
+            }
+            let mut row = match homes.look(probe, lanes) {
+                Home::Here(row) => row,
+                Home::Unsure => {
+                    unsure.push(probe);
+                    continue;
+                }
+                Home::Absent => {
+                    finder.found(probe, None);
+                    continue;
+                }
+            };
+            let next_use = next_uses.map(|uses| uses[probe.position as usize]);
+            let (code, slot) = (row.code(), row.slot());
+            let new = policy.used(probe.hash, code, next_use, now);
+            // a line that is not written need not go back to memory
+            if new != code {
+                row.set_code(new);
+            }
+            if next_use == Some(u32::MAX) {
+                policy.note_done(row.name());
+            }
+            let loading = row.is_loading();
+            finder.found(probe, Some(Hit { slot, row: Row::new(base + u64::from(slot)), loading }));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Buffers of steps that are over, kept for steps to come: memory that is had anew for each stage
 //! would have to be zeroed by the system each time. It knows nothing of what lies in them.
 
-use table::{Key, RowStatus};
+use table::RowStatus;
 
 use crate::arena::Row;
 use crate::index::Probe;
@@ -22,7 +22,6 @@ pub(crate) struct Probes {
 /// What a step has for each key.
 #[derive(Default)]
 pub(crate) struct Plan {
-    pub(crate) keys: Vec<Key>,           // [keys]
     pub(crate) rows: Vec<Row>,           // [keys]
     pub(crate) statuses: Vec<RowStatus>, // [keys]
 }

@@ -19,7 +19,7 @@ use crate::index::{Meta, Probe};
 use crate::live::{PinSet, SectionId};
 use crate::reads::{Failure, Load, Missing};
 use crate::room::{Room, Want};
-use crate::section::{Hit, Past, bytes_for};
+use crate::section::{Finder, Hit, Past, bytes_for};
 use crate::spare::{Plan, Probes};
 use crate::store::{Inner, Table};
 use crate::stored::StoredRow;
@@ -50,6 +50,7 @@ struct Step {
     on_device: Option<device::Resolved>,
     inner: Arc<Inner>,
     runs: Vec<Run>,
+    keys: Arc<Vec<Key>>, // the batch's own
     plan: Plan,
     floats: usize,
     claimed: Vec<u64>,     // [runs], rows that were not in RAM
@@ -77,6 +78,43 @@ pub(crate) struct Run {
 struct Miss {
     id: SectionId,
     probe: Probe,
+}
+
+/// What a probe of one section found.
+struct Looked<'a> {
+    id: SectionId,
+    rows: &'a mut [Row], // [keys of the batch]
+    set: &'a mut PinSet,
+    absent: &'a mut Vec<Miss>,
+    loading: Vec<Row>, // rows that others are reading
+}
+
+impl<'a> Looked<'a> {
+    fn new(
+        id: SectionId,
+        rows: &'a mut [Row],
+        set: &'a mut PinSet,
+        absent: &'a mut Vec<Miss>,
+    ) -> Self {
+        Self { id, rows, set, absent, loading: Vec::new() }
+    }
+}
+
+impl Finder for Looked<'_> {
+    #[inline(always)]
+    fn found(&mut self, probe: &Probe, hit: Option<Hit>) {
+        let row = &mut self.rows[probe.position as usize];
+        let Some(Hit { slot, row: here, loading }) = hit else {
+            *row = Row::NONE;
+            self.absent.push(Miss { id: self.id, probe: *probe });
+            return;
+        };
+        *row = here;
+        self.set.push(slot);
+        if loading {
+            self.loading.push(here);
+        }
+    }
 }
 
 impl Staged {
@@ -111,7 +149,7 @@ impl Staged {
     }
 
     pub(crate) fn keys(&self) -> &[Key] {
-        &self.step.plan.keys
+        &self.step.keys
     }
 
     pub(crate) fn is_of(&self, inner: &Arc<Inner>) -> bool {
@@ -169,8 +207,8 @@ impl Staging {
                 step.plan.statuses[position as usize] = status;
             }
         }
-        let Step { inner, runs, plan, .. } = &mut step;
-        step.on_device = inner.resolve(runs, &plan.keys, &plan.rows, &mut plan.statuses)?;
+        let Step { inner, runs, keys, plan, .. } = &mut step;
+        step.on_device = inner.resolve(runs, keys, &plan.rows, &mut plan.statuses)?;
         Ok(Staged { step })
     }
 }
@@ -342,9 +380,7 @@ impl Inner {
 
     /// Looks every key up once and pins those that are in RAM.
     fn probe(self: &Arc<Self>, keys: &KeyBatch, runs: Vec<Run>, now: u64) -> (Staging, Vec<Miss>) {
-        let Plan { keys: mut own_keys, mut rows, mut statuses } = self.spare.plan();
-        own_keys.clear();
-        own_keys.extend_from_slice(keys.keys());
+        let Plan { mut rows, mut statuses } = self.spare.plan();
         rows.resize(keys.len(), Row::NONE); // each is set below
         statuses.clear();
         statuses.resize(keys.len(), RowStatus::Host);
@@ -365,20 +401,9 @@ impl Inner {
                     continue;
                 }
                 let mut section = class.sections[number].lock();
-                let mut loading = Vec::new();
-                section.probe(probes, keys.next_uses(), now, |probe, hit| {
-                    let Some(Hit { slot, row, loading: comes }) = hit else {
-                        rows[probe.position as usize] = Row::NONE;
-                        misses.push(Miss { id, probe: *probe });
-                        return;
-                    };
-                    rows[probe.position as usize] = row;
-                    set.push(slot);
-                    if comes {
-                        loading.push(row);
-                    }
-                });
-                self.join_loads(&class, &loading, &mut loads);
+                let mut looked = Looked::new(id, &mut rows, &mut set, &mut misses);
+                section.probe(probes, keys.next_uses(), now, &mut looked);
+                self.join_loads(&class, &looked.loading, &mut loads);
                 drop(section);
                 set.end_group(id);
             }
@@ -393,10 +418,18 @@ impl Inner {
         }
         let floats = floats_of(&runs);
         let claimed = vec![0; runs.len()];
-        let plan = Plan { keys: own_keys, rows, statuses };
-        let (inner, on_device) = (Arc::clone(self), None);
-        let failed = None;
-        let step = Step { on_device, inner, runs, plan, floats, claimed, renewed, failed, pins };
+        let step = Step {
+            on_device: None,
+            inner: Arc::clone(self),
+            runs,
+            keys: keys.shared_keys(),
+            plan: Plan { rows, statuses },
+            floats,
+            claimed,
+            renewed,
+            failed: None,
+            pins,
+        };
         (Staging { step, own: None, others: loads, claims_seen }, misses)
     }
 
@@ -477,7 +510,7 @@ impl Inner {
         let statuses = &mut step.step.plan.statuses;
         for of_table in few.chunk_by(|a, b| a.probe.table == b.probe.table) {
             let table = &tables[of_table[0].probe.table.0 as usize];
-            let keys = &step.step.plan.keys;
+            let keys = &step.step.keys;
             let key_of = |miss: &Miss| keys[miss.probe.position as usize];
             let mut out = 0;
             let on_the_way = |key| self.down.read(table.id, key, |_| ()).is_some();
@@ -611,30 +644,21 @@ impl Inner {
         for of_section in misses.chunk_by(|a, b| a.id == b.id) {
             let id = of_section[0].id;
             let class = &classes[id.class as usize];
-            let probes: Vec<Probe> = of_section.iter().map(|miss| miss.probe).collect();
             let mut section = class.sections[id.section as usize].lock();
-            let mut absent = Vec::with_capacity(probes.len());
-            let mut loading = Vec::new();
-            // what another stage may have brought in meanwhile is looked for
-            let again = if claims == staging.claims_seen { &[] } else { &probes[..] };
-            if again.is_empty() {
-                absent.extend_from_slice(&probes);
+            let mut absent = Vec::with_capacity(of_section.len());
+            if claims == staging.claims_seen {
+                absent.extend_from_slice(of_section);
+            } else {
+                // what another stage may have brought in meanwhile is looked for
+                let probes: Vec<Probe> = of_section.iter().map(|miss| miss.probe).collect();
+                let rows = &mut staging.step.plan.rows;
+                let mut looked = Looked::new(id, rows, &mut set, &mut absent);
+                section.probe(&probes, keys.next_uses(), now, &mut looked);
+                self.join_loads(class, &looked.loading, &mut staging.others);
             }
-            section.probe(again, keys.next_uses(), now, |probe, hit| {
-                let Some(hit) = hit else {
-                    absent.push(*probe);
-                    return;
-                };
-                staging.step.plan.rows[probe.position as usize] = hit.row;
-                set.push(hit.slot);
-                if hit.loading {
-                    loading.push(hit.row);
-                }
-            });
-            self.join_loads(class, &loading, &mut staging.others);
-            for (i, probe) in absent.iter().enumerate() {
+            for (i, Miss { probe, .. }) in absent.iter().enumerate() {
                 if let Some(ahead) = absent.get(i + CLAIMS_AHEAD) {
-                    section.ask(ahead);
+                    section.ask(&ahead.probe);
                 }
                 let table = &tables[probe.table.0 as usize];
                 let (hit, status) = self.claim_one(&mut section, table, probe, keys, now)?;
@@ -753,7 +777,7 @@ impl Inner {
                     if step.plan.statuses[at] == RowStatus::Failed {
                         out.fill(f32::NAN);
                     } else {
-                        table.spec.initial_embedding(step.plan.keys[at], out);
+                        table.spec.initial_embedding(step.keys[at], out);
                     }
                 }
             }
@@ -770,7 +794,7 @@ impl Inner {
         if !rate.is_finite() {
             return Err(Error::LearningRate { found: rate });
         }
-        check_finite(&step.runs, gradients, &step.plan.keys)?;
+        check_finite(&step.runs, gradients, &step.keys)?;
         if let Some(plan) = &step.on_device {
             // on a fault too: what changed is for nobody to say, and the store is poisoned
             let pushed = self.push_resolved(plan, &step.runs, gradients, rate);

@@ -28,7 +28,7 @@ use table::Optimizer;
 
 pub(crate) use kernels::all_finite;
 use kernels::prefetch_address;
-pub(crate) use lanes::{Kernel, Lanes, Plain, run_widest};
+pub(crate) use lanes::{Kernel, Lanes, run_widest};
 pub(crate) use pages::{MemoryUse, check_lockable, give_back_part, lock_part, map};
 use reach::Reach;
 
