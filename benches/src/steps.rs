@@ -66,7 +66,7 @@ pub(crate) fn run(settings: &Settings) -> Result<Outcome> {
     }]);
     outcome.notes.push(format!(
         "from one pull to the next; the limit is the spread of the step's matrix products alone, \
-         {turns} times {products_steps} of them in turn with the training: how quiet the machine was"
+         {turns} times {products_steps} of them in turn with the training: how quiet the machine is"
     ));
     Ok(outcome)
 }

@@ -154,8 +154,9 @@ mod tests {
             wanted in prop_oneof![0_u64..3, (0_u64..3).prop_map(|x| x << 40)],
         ) {
             for (lanes, found) in found(&all, wanted) {
-                let right = (0..8).map(|i| all.get(i) == Some(&wanted));
-                prop_assert!(right.eq((0..8).map(|i| found >> i & 1 == 1)), "{}: {:b}", lanes, found);
+                let right: Vec<bool> = (0..8).map(|i| all.get(i) == Some(&wanted)).collect();
+                let found: Vec<bool> = (0..8).map(|i| found >> i & 1 == 1).collect();
+                prop_assert_eq!(found, right, "{}", lanes);
             }
         }
     }
