@@ -27,7 +27,7 @@ def main():
     with contextlib.redirect_stdout(sys.stderr):
         data_utils.getCriteoAdData(
             str(copy),
-            "processed",  # beside the lines, with what kind of file it is
+            "processed",  # a name alone: it is joined to the folder of the lines
             max_ind_range=10_000_000,
             days=1,
             randomize="none",
