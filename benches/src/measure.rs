@@ -18,11 +18,21 @@ pub(crate) fn rounds(quick: bool) -> usize {
 /// each.
 pub(crate) fn interleaved<const N: usize>(
     rounds: usize,
+    measures: [&mut dyn FnMut() -> Result<f64>; N],
+) -> Result<[f64; N]> {
+    interleaved_after(|| (), rounds, measures)
+}
+
+/// The same, with `before` ahead of each measure.
+pub(crate) fn interleaved_after<const N: usize>(
+    mut before: impl FnMut(),
+    rounds: usize,
     mut measures: [&mut dyn FnMut() -> Result<f64>; N],
 ) -> Result<[f64; N]> {
     let mut figures = [const { Vec::new() }; N];
     for _ in 0..rounds {
         for (measure, figures) in measures.iter_mut().zip(&mut figures) {
+            before();
             figures.push(measure()?);
         }
     }

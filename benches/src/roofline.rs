@@ -9,13 +9,19 @@ use tiers::Staged;
 
 use crate::device::Device;
 use crate::limits::{self, PREFETCHES, Prefetch};
-use crate::measure::{interleaved, median, rate, rounds};
+use crate::measure::{interleaved_after, median, rate, rounds};
 use crate::memory_map::Floats;
 use crate::report::{Axis, Outcome, Plot, Row, Series, Settings};
 use crate::workload::{Batch, Filled, Law, Shape, gradients, touched};
 
 const DIMS: [u32; 3] = [16, 64, 128];
 const THREADS: [usize; 2] = [1, 2];
+/// Passes of each measure in a round: one takes some 20 ms, in which a machine's memory may be half
+/// as fast as in the next.
+const PASSES: usize = 5;
+/// Floats of other memory that is read between two measures: 512 MiB.
+const OTHER_FLOATS: usize = 1 << 27;
+const LINE_FLOATS: usize = 16;
 /// Numbers of reads under way at once at which the device is asked.
 const DEPTHS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
@@ -67,6 +73,7 @@ struct Bench {
     rounds: usize,
     rows: RefCell<Floats>,   // [rows, dim]
     states: RefCell<Floats>, // [rows]
+    others: Floats,          // more than caches hold
     filled: Filled,
 }
 
@@ -108,6 +115,7 @@ impl Bench {
             rounds: rounds(settings.quick),
             rows: RefCell::new(Floats::filled(floats, |i| (i % 1000) as f32 * 1e-3)?),
             states: RefCell::new(Floats::filled(rows, |_| 0.0)?),
+            others: Floats::filled(if settings.quick { 1 << 10 } else { OTHER_FLOATS }, |_| 1.0)?,
             filled: shape.filled_store(&settings.scratch, dim)?,
         })
     }
@@ -117,8 +125,9 @@ impl Bench {
             (0..threads).map(|thread| self.work(law, thread, threads)).collect::<Result<_>>()?;
         let tuned = self.tune(&works[0])?;
         let staged: RefCell<Vec<Vec<Staged>>> = RefCell::new(Vec::new());
-        let [gather, stage, pull, add, push, adagrad, unpin] = interleaved(
-            self.rounds,
+        let [gather, stage, pull, add, push, adagrad, unpin] = interleaved_after(
+            || self.clean_caches(),
+            self.rounds * PASSES,
             [
                 &mut || self.gather(&works, tuned.gather),
                 &mut || self.stage(&works, &mut staged.borrow_mut()),
@@ -143,6 +152,12 @@ impl Bench {
             rows.push(Row::shown("stage_and_unpin", case, unit, m(both, gather)));
         }
         Ok(rows)
+    }
+
+    /// Has the caches write down what a measure changed, so that the next doesn't pay for it.
+    fn clean_caches(&self) {
+        let lines = self.others.as_slice().iter().step_by(LINE_FLOATS);
+        std::hint::black_box(lines.sum::<f32>());
     }
 
     fn work(&self, law: Law, thread: usize, threads: usize) -> Result<Work> {

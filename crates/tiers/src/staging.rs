@@ -760,15 +760,18 @@ impl Inner {
             self.pull_resolved(plan, &step.runs, rows)?;
         }
         let mut rest = rows;
-        for run in &step.runs {
+        for (i, run) in step.runs.iter().enumerate() {
             let table = &run.table;
             let dim = table.layout.dim;
             let (out, after) = rest.split_at_mut(run.range.len() * dim);
             rest = after;
             let rows = &step.plan.rows[run.range.clone()];
             if step.on_device.is_none() {
+                let beside = |next: &&Run| next.table.class.number == table.class.number;
+                let next = step.runs.get(i + 1).filter(beside);
+                let next = next.map_or(&[][..], |run| &step.plan.rows[run.range.clone()]);
                 let read = table.rows.read();
-                table.class.arena.gather(rows, &read, out);
+                table.class.arena.gather(rows, next, &read, out);
                 add(&table.tally.host_bytes_read, size_of_val(out) as u64);
             }
             if table.spec.admission != Admission::FirstSight || step.failed.is_some() {

@@ -24,55 +24,73 @@ pub(super) struct Stride {
     pub(super) floats: usize,
 }
 
-/// Copies rows of `dim` floats to `out`, one after the other.
+/// Rows of a table, and the buffer that they are copied to.
+#[derive(Clone, Copy)]
+pub(super) struct Gather<'a> {
+    pub(super) base: *const f32,
+    /// How many rows lie at `base`.
+    pub(super) rows: u64,
+    pub(super) wanted: &'a [Row],
+    /// What will be asked for next, and may as well be on its way.
+    pub(super) next: &'a [Row],
+    pub(super) out: *mut f32, // [wanted, dim]
+}
+
+/// Copies the wanted rows of `dim` floats, one after the other, but for [`Row::NONE`]. False if
+/// it came upon a row that is not there, before which it stops.
 ///
 /// # Safety
-/// Every row but [`Row::NONE`] lies in the mapping at `base` and is not written meanwhile; `out`
-/// has room for all.
-pub(super) unsafe fn gather(base: *const f32, dim: usize, rows: &[Row], out: *mut f32) {
+/// The rows at `base` are not written meanwhile; `out` has room for all that are wanted.
+pub(super) unsafe fn gather(dim: usize, job: Gather<'_>) -> bool {
     // SAFETY: the caller's promises are passed on.
     unsafe {
         match dim {
             // a length known at compile time becomes a few wide moves
-            8 => gather_fixed::<8>(base, rows, out),
-            16 => gather_fixed::<16>(base, rows, out),
-            32 => gather_fixed::<32>(base, rows, out),
-            64 => gather_fixed::<64>(base, rows, out),
-            128 => gather_fixed::<128>(base, rows, out),
-            _ => gather_any(base, dim, rows, out),
+            8 => gather_rows(8, job),
+            16 => gather_rows(16, job),
+            32 => gather_rows(32, job),
+            64 => gather_rows(64, job),
+            128 => gather_rows(128, job),
+            _ => gather_rows(dim, job),
         }
     }
 }
 
-unsafe fn gather_fixed<const DIM: usize>(base: *const f32, rows: &[Row], out: *mut f32) {
-    for (i, &row) in rows.iter().enumerate() {
-        if let Some(&ahead) = rows.get(i + ROWS_AHEAD) {
-            prefetch_row(base, DIM, ahead);
+/// A row is checked as it is copied: a pass of its own over their numbers costs a seventh.
+#[inline(always)]
+unsafe fn gather_rows(dim: usize, job: Gather<'_>) -> bool {
+    let Gather { base, rows, wanted, next, out } = job;
+    let mut to = out;
+    let mut copy = |row: Row| {
+        let there = row.0 < rows;
+        if there {
+            // SAFETY: the row is one of those at `base`, and by the caller's promise its place in
+            // `out` is there.
+            unsafe {
+                let from = base.add((row.0 as usize).unchecked_mul(dim));
+                std::ptr::copy_nonoverlapping(from, to, dim);
+            }
         }
-        if row == Row::NONE {
-            continue;
-        }
-        // SAFETY: by the caller's promise the row and its place in `out` are there.
-        unsafe {
-            let row = base.add(row.0 as usize * DIM).cast::<[f32; DIM]>();
-            out.add(i * DIM).cast::<[f32; DIM]>().write_unaligned(row.read_unaligned());
+        to = to.wrapping_add(dim);
+        there || row == Row::NONE
+    };
+    let (head, tail) = wanted.split_at(wanted.len().saturating_sub(ROWS_AHEAD));
+    let ahead = wanted.get(ROWS_AHEAD..).unwrap_or_default();
+    for (&row, &ahead) in head.iter().zip(ahead) {
+        prefetch_row(base, dim, ahead);
+        if !copy(row) {
+            return false;
         }
     }
-}
-
-unsafe fn gather_any(base: *const f32, dim: usize, rows: &[Row], out: *mut f32) {
-    for (i, &row) in rows.iter().enumerate() {
-        if let Some(&ahead) = rows.get(i + ROWS_AHEAD) {
+    for (i, &row) in tail.iter().enumerate() {
+        if let Some(&ahead) = next.get(i) {
             prefetch_row(base, dim, ahead);
         }
-        if row == Row::NONE {
-            continue;
-        }
-        // SAFETY: by the caller's promise the row and its place in `out` are there.
-        unsafe {
-            std::ptr::copy_nonoverlapping(base.add(row.0 as usize * dim), out.add(i * dim), dim);
+        if !copy(row) {
+            return false;
         }
     }
+    true
 }
 
 /// Applies one gradient to each row.
@@ -347,20 +365,38 @@ mod tests {
         }
 
         #[test]
-        fn a_gather_copies_each_row_whatever_its_length(
+        fn a_gather_copies_each_row_whatever_its_length_and_stops_at_one_that_is_not_there(
             dim in prop_oneof![1_usize..40, Just(64), Just(128)],
             picks in prop::collection::vec(prop::option::weighted(0.9, 0_u64..50), 0..80),
+            next in prop::collection::vec(0_u64..50, 0..40),
+            lost in prop::option::of((0_usize..80, 50_u64..1 << 40)),
         ) {
             let table: Vec<f32> = (0..50 * dim).map(|i| i as f32).collect();
-            let rows: Vec<Row> =
+            let mut wanted: Vec<Row> =
                 picks.iter().map(|pick| pick.map_or(Row::NONE, Row::new)).collect();
-            let mut out = vec![-1.0; rows.len() * dim];
-            // SAFETY: the rows are below 50, of which the table has the floats; `out` has room.
-            unsafe { gather(table.as_ptr(), dim, &rows, out.as_mut_ptr()) };
-            for (out, pick) in out.chunks(dim).zip(&picks) {
+            let lost = lost.filter(|(at, _)| *at < wanted.len());
+            if let Some((at, row)) = lost {
+                wanted[at] = Row::new(row);
+            }
+            let next: Vec<Row> = next.into_iter().map(Row::new).collect();
+            let mut out = vec![-1.0; wanted.len() * dim];
+            let job = Gather {
+                base: table.as_ptr(),
+                rows: 50,
+                wanted: &wanted,
+                next: &next,
+                out: out.as_mut_ptr(),
+            };
+            // SAFETY: the table has the floats of 50 rows; `out` has room.
+            let all = unsafe { gather(dim, job) };
+            prop_assert_eq!(all, lost.is_none());
+            let before = lost.map_or(wanted.len(), |(at, _)| at);
+            for (i, (out, pick)) in out.chunks(dim).zip(&picks).enumerate() {
                 match pick {
-                    Some(row) => prop_assert_eq!(out, &table[*row as usize * dim..][..dim]),
-                    None => prop_assert!(out.iter().all(|&x| x == -1.0)),
+                    Some(row) if i < before => {
+                        prop_assert_eq!(out, &table[*row as usize * dim..][..dim]);
+                    }
+                    _ => prop_assert!(out.iter().all(|&x| x == -1.0)),
                 }
             }
         }

@@ -186,16 +186,27 @@ impl Arena {
     }
 
     /// Copies the embeddings of pinned rows, one after the other. What stands at [`Row::NONE`] is
-    /// left as it is.
-    pub(crate) fn gather(&self, rows: &[Row], _lock: &RowsRead<'_>, out: &mut [f32]) {
+    /// left as it is. `next` are the rows that are copied after these.
+    pub(crate) fn gather(
+        &self,
+        rows: &[Row],
+        next: &[Row],
+        _lock: &RowsRead<'_>,
+        out: &mut [f32], // [rows, dim]
+    ) {
         assert_eq!(out.len(), rows.len() * self.layout.dim, "floats of the rows");
-        self.check(rows);
-        // SAFETY: every row is below `self.rows` or NONE (checked), so that its floats lie in the
-        // mapping; the table's lock is held shared, so that nobody writes them; `out` has room
-        // for each row (checked).
-        unsafe {
-            kernels::gather(self.embedding_base(), self.layout.dim, rows, out.as_mut_ptr());
-        }
+        let job = kernels::Gather {
+            base: self.embedding_base(),
+            rows: self.rows,
+            wanted: rows,
+            next,
+            out: out.as_mut_ptr(),
+        };
+        // SAFETY: the mapping has the floats of `self.rows` rows; the table's lock is held shared,
+        // so that nobody writes those that are pinned for its steps; `out` has room for each row
+        // (checked).
+        let all = unsafe { kernels::gather(self.layout.dim, job) };
+        assert!(all, "a row lies outside its arena");
     }
 
     /// Applies one gradient to each of the pinned rows; those at [`Row::NONE`] are passed over.
