@@ -104,14 +104,14 @@ pub(crate) struct Probe {
 
 /// What a row's home bucket says of it.
 pub(crate) enum Home<'a> {
-    Here(AtHome<'a>),
+    Here(Found<'a>),
     /// It may lie in a bucket behind, or here beside another with the same id.
     Unsure,
     Absent,
 }
 
-/// A row in its home bucket.
-pub(crate) struct AtHome<'a> {
+/// A row that was found.
+pub(crate) struct Found<'a> {
     bucket: &'a mut Bucket,
     home: usize,
     way: usize,
@@ -569,6 +569,14 @@ impl Index {
         None
     }
 
+    /// The row of a probe, wherever it lies.
+    pub(crate) fn found(&mut self, probe: &Probe) -> Option<Found<'_>> {
+        let at = self.find(probe.hash, probe.table)?;
+        let (home, slot_mask) = (self.shape.home(probe.hash), self.shape.slot_mask());
+        let bucket = &mut self.all_mut()[at.bucket as usize];
+        Some(Found { bucket, home, way: at.way as usize, slot_mask })
+    }
+
     /// Enters a row, which must not be there; its place.
     pub(crate) fn insert(&mut self, hash: u64, mark: Mark) -> At {
         assert!(self.rows < self.buckets() * WAYS, "the index is full with {} rows", self.rows);
@@ -778,18 +786,14 @@ impl Homes<'_> {
         let ways = lanes.equal(&bucket.ids, seat.id);
         let way = ways.trailing_zeros() as usize;
         if way < WAYS && bucket.is_high(way, shape.high_mask(), &seat) {
-            return Home::Here(AtHome {
-                bucket,
-                home: seat.home,
-                way,
-                slot_mask: shape.slot_mask(),
-            });
+            let slot_mask = shape.slot_mask();
+            return Home::Here(Found { bucket, home: seat.home, way, slot_mask });
         }
         if way < WAYS || bucket.passed() > 0 { Home::Unsure } else { Home::Absent }
     }
 }
 
-impl AtHome<'_> {
+impl Found<'_> {
     #[inline(always)]
     pub(crate) fn slot(&self) -> u32 {
         self.bucket.rests[self.way] >> CODE_BITS & self.slot_mask

@@ -11,12 +11,14 @@ use crate::arena::{Arena, Kernel, Lanes, MemoryUse, Row, run_widest};
 use crate::budget::Budget;
 use crate::gains::Sign;
 use crate::index::{
-    self, At, BUCKET_BYTES, Entry, Home, Homes, Index, Mark, Meta, Probe, buckets_for,
+    self, At, BUCKET_BYTES, Entry, Found, Home, Homes, Index, Mark, Meta, Probe, buckets_for,
 };
 use crate::policy::{Policy, Sweep};
 
-/// Keys between asking for a home bucket and looking into it.
-const PROBES_AHEAD: usize = 40;
+/// Keys whose home buckets are asked for one after the other.
+const ASKED_TOGETHER: usize = 16;
+/// Groups of so many between asking for a home bucket and looking into it.
+const GROUPS_AHEAD: usize = 2;
 /// Keys between asking for the buckets behind a home and looking into them.
 const BEHIND_PROBES_AHEAD: usize = 12;
 /// Rows that are used never again but may not leave yet, which are passed over in a row of calls
@@ -226,13 +228,11 @@ impl Section {
         finder: &mut impl Finder,
     ) {
         let mut unsure: Vec<&Probe> = Vec::new();
+        let mut uses = Uses { policy: &mut self.policy, base: self.place.base, next_uses, now };
         run_widest(ProbeHomes {
             homes: self.index.homes(),
-            policy: &mut self.policy,
-            base: self.place.base,
+            uses: &mut uses,
             probes,
-            next_uses,
-            now,
             unsure: &mut unsure,
             finder,
         });
@@ -240,20 +240,7 @@ impl Section {
             if let Some(ahead) = unsure.get(i + BEHIND_PROBES_AHEAD) {
                 self.index.ask_behind(ahead.hash);
             }
-            let at = self.index.find(probe.hash, probe.table);
-            let hit = at.map(|at| {
-                let Mark { meta, slot, code } = self.index.mark(at);
-                let next_use = next_uses.map(|uses| uses[probe.position as usize]);
-                let new = self.policy.used(probe.hash, code, next_use, now);
-                if new != code {
-                    self.index.set_code(at, new);
-                }
-                if next_use == Some(u32::MAX) {
-                    self.policy.note_done(self.index.name(at));
-                }
-                let row = Row::new(self.place.base + u64::from(slot));
-                Hit { slot, row, loading: meta.is_loading() }
-            });
+            let hit = self.index.found(probe).map(|row| uses.hit(probe, row));
             finder.found(probe, hit);
         }
     }
@@ -572,51 +559,61 @@ impl Section {
 /// The loop over probes that looks where rows are at home. No bit is set for a row that is found,
 /// which would be one more access to memory for each key: bits are made from the lists when rows
 /// are to leave.
-struct ProbeHomes<'a, 'p, F: Finder> {
+///
+/// Homes are asked for in groups. A prefetch whose address has to be translated first holds up
+/// what comes after it, so that only those that follow each other closely are translated side by
+/// side; with all that is done for a key between two of them, none are.
+struct ProbeHomes<'a, 'u, 'p, F: Finder> {
     homes: Homes<'a>,
-    policy: &'a mut Policy,
-    base: u64, // the number of the section's first row
+    uses: &'a mut Uses<'u>,
     probes: &'p [Probe],
-    next_uses: Option<&'a [u32]>,
-    now: u64,
     unsure: &'a mut Vec<&'p Probe>,
     finder: &'a mut F,
 }
 
-impl<F: Finder> Kernel for ProbeHomes<'_, '_, F> {
+impl<F: Finder> Kernel for ProbeHomes<'_, '_, '_, F> {
     #[inline(always)]
     fn run(self, lanes: impl Lanes) {
-        let Self { mut homes, policy, base, probes, next_uses, now, unsure, finder } = self;
-        probes.iter().take(PROBES_AHEAD).for_each(|probe| homes.ask(probe));
-        for (i, probe) in probes.iter().enumerate() {
-            // one line is asked for with each row that is used, so that neither waits long
-            if let Some(ahead) = probes.get(i + PROBES_AHEAD) {
-                homes.ask(ahead);
-            }
-            let mut row = match homes.look(probe, lanes) {
-                Home::Here(row) => row,
-                Home::Unsure => {
-                    unsure.push(probe);
-                    continue;
+        let Self { mut homes, uses, probes, unsure, finder } = self;
+        let mut ahead = probes.chunks(ASKED_TOGETHER);
+        ahead.by_ref().take(GROUPS_AHEAD).flatten().for_each(|probe| homes.ask(probe));
+        for group in probes.chunks(ASKED_TOGETHER) {
+            ahead.next().into_iter().flatten().for_each(|probe| homes.ask(probe));
+            for probe in group {
+                match homes.look(probe, lanes) {
+                    Home::Here(row) => finder.found(probe, Some(uses.hit(probe, row))),
+                    Home::Unsure => unsure.push(probe),
+                    Home::Absent => finder.found(probe, None),
                 }
-                Home::Absent => {
-                    finder.found(probe, None);
-                    continue;
-                }
-            };
-            let next_use = next_uses.map(|uses| uses[probe.position as usize]);
-            let (code, slot) = (row.code(), row.slot());
-            let new = policy.used(probe.hash, code, next_use, now);
-            // a line that is not written need not go back to memory
-            if new != code {
-                row.set_code(new);
             }
-            if next_use == Some(u32::MAX) {
-                policy.note_done(row.name());
-            }
-            let loading = row.is_loading();
-            finder.found(probe, Some(Hit { slot, row: Row::new(base + u64::from(slot)), loading }));
         }
+    }
+}
+
+/// What becomes of rows that are used.
+struct Uses<'a> {
+    policy: &'a mut Policy,
+    base: u64, // the number of the section's first row
+    next_uses: Option<&'a [u32]>,
+    now: u64,
+}
+
+impl Uses<'_> {
+    /// Tells the policy that a probe found a row.
+    #[inline(always)]
+    fn hit(&mut self, probe: &Probe, mut row: Found<'_>) -> Hit {
+        let next_use = self.next_uses.map(|uses| uses[probe.position as usize]);
+        let (code, slot) = (row.code(), row.slot());
+        let new = self.policy.used(probe.hash, code, next_use, self.now);
+        // a line that is not written need not go back to memory
+        if new != code {
+            row.set_code(new);
+        }
+        if next_use == Some(u32::MAX) {
+            self.policy.note_done(row.name());
+        }
+        let number = Row::new(self.base + u64::from(slot));
+        Hit { slot, row: number, loading: row.is_loading() }
     }
 }
 
