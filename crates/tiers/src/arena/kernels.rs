@@ -4,8 +4,12 @@
 
 use table::Optimizer;
 
-use super::{ROWS_AHEAD, Row};
+use super::Row;
 
+/// Lines between asking for a row that is copied and copying it, and rows at least and at most.
+const GATHER_LINES_AHEAD: usize = 64;
+const GATHER_ROWS_AHEAD_MIN: usize = 16;
+const GATHER_ROWS_AHEAD_MAX: usize = 32;
 /// Rows that are updated between two prefetches of as many: those that come to so many lines of
 /// embeddings. More at once than a core can wait for hold up the rows that are there already.
 const BLOCK_LINES: usize = 16;
@@ -42,6 +46,35 @@ pub(super) struct Gather<'a> {
 /// # Safety
 /// The rows at `base` are not written meanwhile; `out` has room for all that are wanted.
 pub(super) unsafe fn gather(dim: usize, job: Gather<'_>) -> bool {
+    // SAFETY: the caller's promises are passed on, and the machine has what each function was
+    // compiled for.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512f") {
+            return gather_avx512(dim, job);
+        } else if is_x86_feature_detected!("avx2") {
+            return gather_avx2(dim, job);
+        }
+        gather_plain(dim, job)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn gather_avx512(dim: usize, job: Gather<'_>) -> bool {
+    // SAFETY: the caller's promises are passed on.
+    unsafe { gather_plain(dim, job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn gather_avx2(dim: usize, job: Gather<'_>) -> bool {
+    // SAFETY: the caller's promises are passed on.
+    unsafe { gather_plain(dim, job) }
+}
+
+#[inline(always)]
+unsafe fn gather_plain(dim: usize, job: Gather<'_>) -> bool {
     // SAFETY: the caller's promises are passed on.
     unsafe {
         match dim {
@@ -74,8 +107,11 @@ unsafe fn gather_rows(dim: usize, job: Gather<'_>) -> bool {
         to = to.wrapping_add(dim);
         there || row == Row::NONE
     };
-    let (head, tail) = wanted.split_at(wanted.len().saturating_sub(ROWS_AHEAD));
-    let ahead = wanted.get(ROWS_AHEAD..).unwrap_or_default();
+    let lines = dim.div_ceil(LINE_FLOATS).max(1);
+    let rows_ahead =
+        (GATHER_LINES_AHEAD / lines).clamp(GATHER_ROWS_AHEAD_MIN, GATHER_ROWS_AHEAD_MAX);
+    let (head, tail) = wanted.split_at(wanted.len().saturating_sub(rows_ahead));
+    let ahead = wanted.get(rows_ahead..).unwrap_or_default();
     for (&row, &ahead) in head.iter().zip(ahead) {
         prefetch_row(base, dim, ahead);
         if !copy(row) {
@@ -282,24 +318,39 @@ mod tests {
     ];
 
     type Kernel = unsafe fn(&Update<'_>);
+    type GatherKernel = unsafe fn(usize, Gather<'_>) -> bool;
 
-    /// Those that this machine can run.
-    fn kernels() -> Vec<(&'static str, Kernel)> {
+    /// A kernel compiled for each width that this machine can run.
+    macro_rules! of_each_width {
+        ($type:ty, $plain:expr, $avx2:ident, $avx512:ident) => {{
+            let mut kernels: Vec<(&'static str, $type)> = vec![("plain", $plain)];
+            #[cfg(target_arch = "x86_64")]
+            {
+                if is_x86_feature_detected!("avx2") {
+                    kernels.push(("avx2", $avx2));
+                }
+                if is_x86_feature_detected!("avx512f") {
+                    kernels.push(("avx512", $avx512));
+                }
+            }
+            kernels
+        }};
+    }
+
+    fn updates() -> Vec<(&'static str, Kernel)> {
         let plain = |job: &Update<'_>| {
             // SAFETY: as for the kernel that this calls.
             unsafe { update_plain(job) }
         };
-        let mut kernels: Vec<(&'static str, Kernel)> = vec![("plain", plain)];
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") {
-                kernels.push(("avx2", update_avx2));
-            }
-            if is_x86_feature_detected!("avx512f") {
-                kernels.push(("avx512", update_avx512));
-            }
-        }
-        kernels
+        of_each_width!(Kernel, plain, update_avx2, update_avx512)
+    }
+
+    fn gathers() -> Vec<(&'static str, GatherKernel)> {
+        let plain = |dim: usize, job: Gather<'_>| {
+            // SAFETY: as for the kernel that this calls.
+            unsafe { gather_plain(dim, job) }
+        };
+        of_each_width!(GatherKernel, plain, gather_avx2, gather_avx512)
     }
 
     proptest! {
@@ -333,7 +384,7 @@ mod tests {
                 rule.apply(&mut weights[place(i) * dim..][..dim], state, gradient);
             }
             let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-            for (name, kernel) in kernels() {
+            for (name, kernel) in updates() {
                 let (mut embeddings, mut states) = (embeddings.clone(), states.clone());
                 let job = Update {
                     embeddings: Stride { base: embeddings.as_mut_ptr(), floats: dim },
@@ -380,23 +431,27 @@ mod tests {
             }
             let next: Vec<Row> = next.into_iter().map(Row::new).collect();
             let mut out = vec![-1.0; wanted.len() * dim];
-            let job = Gather {
-                base: table.as_ptr(),
-                rows: 50,
-                wanted: &wanted,
-                next: &next,
-                out: out.as_mut_ptr(),
-            };
-            // SAFETY: the table has the floats of 50 rows; `out` has room.
-            let all = unsafe { gather(dim, job) };
-            prop_assert_eq!(all, lost.is_none());
-            let before = lost.map_or(wanted.len(), |(at, _)| at);
-            for (i, (out, pick)) in out.chunks(dim).zip(&picks).enumerate() {
-                match pick {
-                    Some(row) if i < before => {
-                        prop_assert_eq!(out, &table[*row as usize * dim..][..dim]);
+            for (name, gather) in gathers() {
+                out.fill(-1.0);
+                let job = Gather {
+                    base: table.as_ptr(),
+                    rows: 50,
+                    wanted: &wanted,
+                    next: &next,
+                    out: out.as_mut_ptr(),
+                };
+                // SAFETY: the table has the floats of 50 rows; `out` has room; the machine has what
+                // the kernel was compiled for.
+                let all = unsafe { gather(dim, job) };
+                prop_assert_eq!(all, lost.is_none(), "{}", name);
+                let before = lost.map_or(wanted.len(), |(at, _)| at);
+                for (i, (out, pick)) in out.chunks(dim).zip(&picks).enumerate() {
+                    match pick {
+                        Some(row) if i < before => {
+                            prop_assert_eq!(out, &table[*row as usize * dim..][..dim], "{}", name);
+                        }
+                        _ => prop_assert!(out.iter().all(|&x| x == -1.0), "{}", name),
                     }
-                    _ => prop_assert!(out.iter().all(|&x| x == -1.0)),
                 }
             }
         }

@@ -34,9 +34,6 @@ use reach::Reach;
 
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Rows between a row's prefetch and its use.
-const ROWS_AHEAD: usize = 16;
-
 /// The number of a row in its arena.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Row(u64);
