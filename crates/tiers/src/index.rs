@@ -922,17 +922,17 @@ mod tests {
         first + i
     }
 
-    /// What a look at a home says.
+    /// What a look at a home says, and of a row that is there what is known of it.
     #[derive(Debug, PartialEq)]
-    enum Found {
+    enum Seen {
         Here(Mark, u32),
         Unsure,
         Absent,
     }
 
     /// Looks a row up at home, with the lanes that this machine has.
-    fn look(index: &mut Index, hash: u64, table: TableId) -> Found {
-        struct Look<'a>(Homes<'a>, Probe, &'a mut Found);
+    fn look(index: &mut Index, hash: u64, table: TableId) -> Seen {
+        struct Look<'a>(Homes<'a>, Probe, &'a mut Seen);
         impl Kernel for Look<'_> {
             #[inline(always)]
             fn run(self, lanes: impl Lanes) {
@@ -941,14 +941,14 @@ mod tests {
                 *found = match homes.look(&probe, lanes) {
                     Home::Here(row) => {
                         let meta = Meta::of(probe.table).loading(row.is_loading());
-                        Found::Here(Mark { meta, slot: row.slot(), code: row.code() }, row.name())
+                        Seen::Here(Mark { meta, slot: row.slot(), code: row.code() }, row.name())
                     }
-                    Home::Unsure => Found::Unsure,
-                    Home::Absent => Found::Absent,
+                    Home::Unsure => Seen::Unsure,
+                    Home::Absent => Seen::Absent,
                 };
             }
         }
-        let mut found = Found::Absent;
+        let mut found = Seen::Absent;
         run_widest(Look(index.homes(), Probe { hash, position: 0, table }, &mut found));
         found
     }
@@ -1034,18 +1034,18 @@ mod tests {
                 let seat = index.shape.seat(hash, table);
                 let at_home = at.filter(|at| at.bucket as usize == seat.home);
                 match look(&mut index, hash, table) {
-                    Found::Here(row, name) => {
+                    Seen::Here(row, name) => {
                         let Mark { meta, slot, code } = index.mark(at_home.unwrap());
                         prop_assert_eq!(row, Mark { meta: meta.on_ssd(false), slot, code });
                         prop_assert_eq!(index.name(at_home.unwrap()), name);
                     }
                     // only what is not at home, or has the id of another that is
-                    Found::Unsure => {
+                    Seen::Unsure => {
                         let ids = index.all()[seat.home].ids;
                         let same = ids.iter().filter(|id| **id == seat.id).count();
                         prop_assert!(at_home.is_none() || same > 1);
                     }
-                    Found::Absent => prop_assert_eq!(at, None),
+                    Seen::Absent => prop_assert_eq!(at, None),
                 }
                 let slot = |i: usize| i as u32 % index.places();
                 match (op, at) {
@@ -1159,10 +1159,10 @@ mod tests {
             assert_eq!((at.bucket, index.mark(at)), (0, mark(TABLE0, i as u32)));
         }
         assert_eq!(index.find(hash_of(here), TABLE0), None);
-        let first = Found::Here(mark(TABLE0, 0), name_of(0, id));
+        let first = Seen::Here(mark(TABLE0, 0), name_of(0, id));
         assert_eq!(look(&mut index, hash_of(0), TABLE0), first);
         for i in 1..=here {
-            assert_eq!(look(&mut index, hash_of(i), TABLE0), Found::Unsure);
+            assert_eq!(look(&mut index, hash_of(i), TABLE0), Seen::Unsure);
         }
     }
 
